@@ -1,0 +1,279 @@
+"""The public operations: what each means, what it checks, and which path runs it.
+
+Every operation takes the rows of a zoo: a tensor ``[n_models, n]``, or a sequence of ``n_models``
+one-dimensional tensors of equal length, which may then differ in dtype. Rows are float64, float32,
+float16, bfloat16, float8_e4m3fn or float8_e5m2, contiguous, on one device; nothing is copied. The
+tensors' device chooses the path: Triton on a GPU (``wkernels.gpu``), numba on the CPU
+(``wkernels.cpu``). Errors are ``TypeError`` (a dtype) and ``ValueError`` (everything else).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from wkernels import dtypes, mixes, moments
+
+Rows = torch.Tensor | Sequence[torch.Tensor]
+
+
+def weighted_sum(
+    x: Rows,
+    weights: torch.Tensor,
+    *,
+    base: torch.Tensor | None = None,
+    out: Rows | None = None,
+) -> Rows:
+    """``out[j] = sum_i weights[j, i] * x[i]``, all mixes from one read of the rows.
+
+    With a base, ``out[j] = base + sum_i weights[j, i] * (x[i] - base)``: differences are taken in
+    registers, so that large extrapolation factors multiply small numbers.
+
+    Shapes: ``weights [n_mixes, n_models]``, ``base [n]``, ``out [n_mixes, n]`` (a tensor or a
+    sequence of rows; float64, float32, float16 or bfloat16; made in the type of the first 16- or
+    32-bit row if absent, and must not overlap the inputs). Returns ``out``.
+
+    Numerics: one fused multiply-add per model in the order given, in float32 (float64 if a row, the
+    base or ``out`` is float64), and one rounding to nearest even at the store. The bits depend on
+    nothing else: not on ``n``, threads, alignment or device. A mix that is one model (a single
+    weight of 1), or with a base no model (all zeros), is copied bit for bit.
+    Bytes: each row once, and ``n_mixes`` outputs; on a GPU a copied mix reads its row again.
+    """
+    rows = _rows(x, "x")
+    based = [] if base is None else _rows([base], "base", like=rows)
+    weights = torch.as_tensor(weights)
+    if weights.ndim != 2 or weights.shape[1] != len(rows) or not len(weights):
+        raise ValueError(
+            f"weights: expected shape [n_mixes, {len(rows)}], one column for each row of x, "
+            f"got {list(weights.shape)}"
+        )
+    if out is None:
+        out = rows[0].new_empty((len(weights), rows[0].numel()), dtype=_output_dtype(rows))
+    outs = _rows(out, "out", like=rows, types=dtypes.OUTPUTS)
+    if len(outs) != len(weights):
+        raise ValueError(f"out: expected {len(weights)} rows, one for each mix, got {len(outs)}")
+    plain = weights.detach().double().cpu().numpy()
+    copied = mixes.copied_rows(plain, has_base=base is not None)
+    if _on_gpu(rows):
+        from wkernels.gpu import weighted_sum as gpu
+
+        computed = [j for j, source in enumerate(copied) if source == mixes.MIXED]
+        if computed:
+            compute = getattr(torch, dtypes.compute_type(*map(_name, [*rows, *based, *outs])))
+            selected = weights.to(rows[0].device, compute)[computed].contiguous()
+            gpu.launch(rows, selected, [outs[j] for j in computed], base)
+        for j, source in enumerate(copied):
+            if source != mixes.MIXED:
+                outs[j].copy_(based[0] if source == mixes.BASE else rows[source])
+    else:
+        from wkernels import cpu
+
+        cpu.weighted_sum(
+            _pointers(rows), plain, copied, _pointers(based), _pointers(outs), rows[0].numel(),
+            threads=torch.get_num_threads(),
+        )  # fmt: skip
+    return out
+
+
+def weighted_sum_tensors(
+    models: Sequence[Sequence[torch.Tensor]],
+    weights: torch.Tensor,
+    outs: Sequence[Sequence[torch.Tensor]],
+    *,
+    base: Sequence[torch.Tensor] | None = None,
+) -> None:
+    """:func:`weighted_sum` of whole state dicts: ``models[i][t]`` is tensor ``t`` of model ``i``.
+
+    Meaning, types and numerics are those of :func:`weighted_sum`, tensor by tensor. Tensors may
+    have any shape and length (also none) and must be contiguous; ``outs[j][t]`` is written.
+    On a GPU all tensors of one signature (the dtypes of the models, base and outputs) go in one
+    launch through a table of pointers: hundreds of small tensors cost what one large one does.
+    Loads are 16 bytes wide where every tensor of the launch starts at a multiple of 16 bytes, as
+    whole allocations do; a view that does not makes that launch use narrower loads.
+    """
+    parties = [*models, *outs, *([] if base is None else [base])]
+    if not models or len({len(party) for party in parties}) != 1:
+        raise ValueError(
+            "models, outs and base: expected the same number of tensors in each, got "
+            f"{[len(party) for party in parties]}"
+        )
+    weights = torch.as_tensor(weights)
+    if weights.ndim != 2 or tuple(weights.shape) != (len(outs), len(models)):
+        raise ValueError(
+            f"weights: expected shape [{len(outs)}, {len(models)}], got {list(weights.shape)}"
+        )
+    for t in range(len(models[0])):
+        flat = [party[t].detach().view(-1) for party in parties]
+        inputs = [row for k, row in enumerate(flat) if not len(models) <= k < len(models + outs)]
+        _rows(inputs, f"tensor {t}")
+        _rows(flat[len(models) : len(models) + len(outs)], f"outs, tensor {t}", like=inputs,
+              types=dtypes.OUTPUTS)  # fmt: skip
+    copied = mixes.copied_rows(weights.double().cpu().numpy(), has_base=base is not None)
+    computed = [j for j, source in enumerate(copied) if source == mixes.MIXED]
+    if models[0] and _on_gpu(models[0]):
+        from wkernels.gpu import weighted_sum as gpu
+
+        if computed:
+            gpu.launch_tensors(models, weights[computed], [outs[j] for j in computed], base)
+        for j, source in enumerate(copied):
+            if source != mixes.MIXED:
+                chosen = base if source == mixes.BASE else models[source]
+                torch._foreach_copy_(list(outs[j]), list(chosen or ()))
+        return
+    for t in range(len(models[0])):
+        weighted_sum(
+            [model[t].view(-1) for model in models],
+            weights,
+            base=None if base is None else base[t].view(-1),
+            out=[out[t].view(-1) for out in outs],
+        )
+
+
+def gram(
+    x: Rows,
+    base: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    *,
+    other: Rows | None = None,
+) -> torch.Tensor:
+    """Gram matrix of base-centred rows: ``G[i, j] = <x[i] - base, x[j] - base>``.
+
+    With ``other``, the rectangular form ``G[i, j] = <x[i] - base, other[j] - base>`` (new models
+    against old ones). Returns float64 ``[n_models, n_models]`` or ``[n_models, n_others]`` on the
+    rows' device; the square form is symmetric in its bits.
+
+    Numerics: differences in float32 (exact where 16-bit values are within a factor of 2**16; in
+    float64 if any row is float64), products and sums in float64, in blocks of a fixed size added in
+    order: the bits depend neither on threads nor on how a stream was cut.
+    """
+    return _products("dot", x, base, out, other)
+
+
+def pairwise_distances(
+    x: Rows, *, other: Rows | None = None, metric: str = "l2", out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Distances by direct difference, for every pair of rows.
+
+    ``l2``: the squared Euclidean distance ``sum_k (x[i, k] - other[j, k])**2``. ``l1``: the mean
+    absolute difference ``mean_k |x[i, k] - other[j, k]|``. ``other`` is ``x`` unless given.
+    Returns float64 ``[n_models, n_others]`` on the rows' device.
+
+    The oracle for distances from a Gram matrix, and the refinement for pairs much closer to each
+    other than to the base. Numerics as :func:`gram`; costs about twice its arithmetic.
+    """
+    if metric not in ("l1", "l2"):
+        raise ValueError(f"metric: expected 'l1' or 'l2', got {metric!r}")
+    result = _products(metric, x, None, out, other)
+    if metric == "l1":
+        result /= max(len(x[0]), 1)
+    return result
+
+
+class RowStatistics(NamedTuple):
+    """Statistics of each row, float64 ``[n_models]``; NaN and Inf are left out of all but their count."""
+
+    norm: torch.Tensor  # sqrt(sum_k x_k**2)
+    mean: torch.Tensor
+    max_abs: torch.Tensor
+    kurtosis: torch.Tensor  # fourth central moment / variance**2: 3 for a normal distribution
+    non_finite: torch.Tensor  # how many elements are NaN or Inf
+    changed: torch.Tensor  # share of elements that differ from the base (NaN without a base)
+
+
+def row_statistics(x: Rows, base: torch.Tensor | None = None) -> RowStatistics:
+    """Norm, mean, max |x|, kurtosis, NaN/Inf count and share changed of each row, in one read.
+
+    Power sums are accumulated in float64 in blocks of a fixed size; the central moments come from
+    them, which loses about ``(mean / standard deviation)**4`` units in the last place. An element
+    counts as changed when it compares unequal to the base's (so -0 equals +0, and NaN is changed).
+    """
+    rows = _rows(x, "x")
+    based = [] if base is None else _rows([base], "base", like=rows)
+    length = rows[0].numel()
+    sums = torch.zeros((1, len(rows), moments.N), dtype=torch.float64, device=rows[0].device)
+    if _on_gpu(rows):
+        from wkernels.gpu import statistics as gpu
+
+        gpu.launch(rows, base, _whole(length), sums)
+    else:
+        from wkernels import cpu
+
+        cpu.row_moments(
+            _pointers(rows), _pointers(based), _whole(length), sums.numpy(),
+            threads=torch.get_num_threads(),
+        )  # fmt: skip
+    table = moments.statistics(sums[0].cpu().numpy(), length, has_base=base is not None)
+    return RowStatistics(*(torch.from_numpy(column) for column in table))
+
+
+def _products(op, x, base, out, other):
+    rows = _rows(x, "x")
+    columns = None if other is None else _rows(other, "other", like=rows)
+    based = [] if base is None else _rows([base], "base", like=rows)
+    shape = (len(rows), len(rows) if columns is None else len(columns))
+    if out is None:
+        out = torch.empty(shape, dtype=torch.float64, device=rows[0].device)
+    if tuple(out.shape) != shape or out.dtype != torch.float64 or not out.is_contiguous():
+        raise ValueError(
+            f"out: expected contiguous float64 {list(shape)}, got {out.dtype} {list(out.shape)}"
+        )
+    out.zero_()
+    length = rows[0].numel()
+    if _on_gpu(rows):
+        from wkernels.gpu import products as gpu
+
+        gpu.launch(op, rows, columns, base, _whole(length), out[None])
+    else:
+        from wkernels import cpu
+
+        cpu.products(
+            op, _pointers(rows), None if columns is None else _pointers(columns), _pointers(based),
+            _whole(length), out[None].numpy(), threads=torch.get_num_threads(),
+        )  # fmt: skip
+    return out
+
+
+def _rows(x, name: str, *, like=None, types=tuple(dtypes.FLOATS)) -> list[torch.Tensor]:
+    """The rows of ``x`` as a list, checked: dtype, length, device, contiguous."""
+    if isinstance(x, torch.Tensor) and x.ndim != 2:
+        raise ValueError(f"{name}: expected shape [rows, n], got {list(x.shape)}")
+    rows = [row.detach() for row in x]
+    if not rows:
+        raise ValueError(f"{name}: expected at least one row, got none")
+    first = like[0] if like else rows[0]
+    for i, row in enumerate(rows):
+        where = name if name == "base" else f"{name}[{i}]"
+        if _name(row) not in types:
+            raise TypeError(f"{where}: expected one of {', '.join(types)}, got {_name(row)}")
+        if row.ndim != 1 or row.numel() != first.numel():
+            raise ValueError(f"{where}: expected shape [{first.numel()}], got {list(row.shape)}")
+        if not row.is_contiguous():
+            raise ValueError(f"{where}: expected contiguous elements, got stride {row.stride()}")
+        if row.device != first.device:
+            raise ValueError(f"{where}: expected a tensor on {first.device}, got {row.device}")
+    return rows
+
+
+def _name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _output_dtype(rows: list[torch.Tensor]) -> torch.dtype:
+    return next((row.dtype for row in rows if _name(row) in dtypes.OUTPUTS), torch.float32)
+
+
+def _on_gpu(rows: Sequence[torch.Tensor]) -> bool:
+    return rows[0].is_cuda
+
+
+def _pointers(rows: Sequence[torch.Tensor]):
+    from wkernels import cpu
+
+    return cpu.Pointers.of([row.data_ptr() for row in rows], [_name(row) for row in rows])
+
+
+def _whole(length: int):
+    return np.array([[0, length]], dtype=np.int64)

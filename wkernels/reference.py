@@ -1,0 +1,65 @@
+"""Every operation in float64, in a few lines: the truth that tests and benchmarks compare with.
+
+No fast path imports this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+Rows = torch.Tensor | Sequence[torch.Tensor]
+
+
+def rows_in_float64(x: Rows) -> torch.Tensor:
+    """``[n_models, n]`` in float64, whatever the rows' types."""
+    return torch.stack([row.to(torch.float64) for row in x])
+
+
+def weighted_sum(x: Rows, weights: torch.Tensor, *, base: torch.Tensor | None = None):
+    """``out[j] = base + sum_i weights[j, i] * (x[i] - base)``; without a base it counts as zero."""
+    rows, weights = rows_in_float64(x), weights.double()
+    if base is None:
+        return weights @ rows
+    return base.double() + weights @ (rows - base.double())
+
+
+def gram(x: Rows, base: torch.Tensor | None = None, *, other: Rows | None = None) -> torch.Tensor:
+    """``G[i, j] = <x[i] - base, other[j] - base>``; ``other`` is ``x`` unless given."""
+    rows = rows_in_float64(x)
+    columns = rows if other is None else rows_in_float64(other)
+    if base is not None:
+        rows, columns = rows - base.double(), columns - base.double()
+    return rows @ columns.T
+
+
+def pairwise_distances(x: Rows, *, other: Rows | None = None, metric: str = "l2") -> torch.Tensor:
+    """``l2``: ``sum_k (x[i, k] - other[j, k])**2``. ``l1``: ``mean_k |x[i, k] - other[j, k]|``."""
+    rows = rows_in_float64(x)
+    columns = rows if other is None else rows_in_float64(other)
+    differences = rows[:, None, :] - columns[None, :, :]
+    return differences.square().sum(-1) if metric == "l2" else differences.abs().mean(-1)
+
+
+def row_statistics(x: Rows, base: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    """Norm, mean, max |x|, kurtosis, non-finite count and share changed, of each row."""
+    rows = rows_in_float64(x)
+    finite = rows.isfinite()
+    clean = torch.where(finite, rows, 0.0)
+    n_finite = finite.sum(-1)
+    mean = clean.sum(-1) / n_finite
+    centred = torch.where(finite, rows - mean[:, None], 0.0)
+    variance = centred.square().sum(-1) / n_finite
+    changed = torch.full_like(mean, torch.nan)
+    if base is not None:
+        # equal numbers are unchanged, -0 and +0 included; a NaN differs from everything
+        changed = (rows != base.double()).double().mean(-1)
+    return {
+        "norm": clean.square().sum(-1).sqrt(),
+        "mean": mean,
+        "max_abs": clean.abs().amax(-1),
+        "kurtosis": centred.pow(4).sum(-1) / n_finite / variance.square(),
+        "non_finite": (~finite).sum(-1),
+        "changed": changed,
+    }
