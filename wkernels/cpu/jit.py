@@ -1,0 +1,107 @@
+"""How the CPU kernels are compiled, and the few machine operations that numba does not name.
+
+The first use of a kernel compiles it (a second or two); the machine code is kept on disk, in a
+folder named after the sources of this package, so that a changed source is never run from an old
+cache (numba itself looks at one file only).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import numba
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+_HERE = Path(__file__).parent
+
+
+def _cache_folder() -> str:
+    digest = hashlib.sha256(numba.__version__.encode())
+    for source in sorted(_HERE.glob("*.py")):
+        digest.update(source.read_bytes())
+    name = f"wkernels-{digest.hexdigest()[:16]}"
+    if numba.config.CACHE_DIR:
+        return str(Path(numba.config.CACHE_DIR) / name)
+    if os.access(_HERE, os.W_OK):
+        return str(_HERE / "__pycache__" / name)
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    if os.access(Path(user).parent, os.W_OK):
+        return str(Path(user) / "wkernels" / name)
+    return str(Path(tempfile.gettempdir()) / f"wkernels-{os.getuid()}" / name)
+
+
+_CACHE_FOLDER = _cache_folder()
+
+
+def kernel(function):
+    """Compile ``function`` without Python's lock held, and keep the machine code on disk."""
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, _CACHE_FOLDER
+    try:
+        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+def inner(function):
+    """Compile ``function`` into the kernels that call it."""
+    return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+@intrinsic
+def pointer(context, address):
+    """``int64 -> void*``, for ``numba.carray``."""
+
+    def generate(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.int64), generate
+
+
+@intrinsic
+def fma(context, a, b, c):
+    """``a * b + c`` with one rounding. The inputs must have one type."""
+
+    def generate(context, builder, signature, args):
+        return builder.fma(*args)
+
+    return a(a, a, a), generate
+
+
+def _bitcast(source, target):
+    @intrinsic
+    def cast(context, value):
+        def generate(context, builder, signature, args):
+            return builder.bitcast(args[0], context.get_value_type(target))
+
+        return target(source), generate
+
+    return cast
+
+
+float32_from_bits = _bitcast(types.uint32, types.float32)
+bits_of_float32 = _bitcast(types.float32, types.uint32)
+
+
+@intrinsic
+def float32_from_half(context, bits):
+    """The float32 value of a float16 given by its bits: exact."""
+
+    def generate(context, builder, signature, args):
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), generate
+
+
+@intrinsic
+def half_from_float32(context, value):
+    """The bits of the float16 nearest to a float32, ties to even."""
+
+    def generate(context, builder, signature, args):
+        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
+
+    return types.uint16(types.float32), generate

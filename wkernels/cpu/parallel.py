@@ -1,0 +1,34 @@
+"""Runs a kernel over pieces of its work in several threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+PIECES = 4
+"""Pieces of work for each thread: a thread that the machine slows down then holds nobody up."""
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="wkernels")
+
+
+def over_ranges(
+    work: Callable[[int, int], Any], n: int, *, step: int, threads: int, least: int
+) -> list[Any]:
+    """``[work(start, stop), ...]`` over consecutive ranges that cover ``0..n``.
+
+    Ranges start at multiples of ``step`` and hold at least ``least``; the results come in order.
+    """
+    if n == 0:
+        return []
+    pieces = max(1, min(threads * PIECES, n // max(least, 1)))
+    if threads == 1 or pieces == 1:
+        return [work(0, n)]
+    size = -(-n // pieces)
+    size = -(-size // step) * step
+    starts = range(0, n, size)
+    return list(_pool(threads).map(lambda start: work(start, min(start + size, n)), starts))

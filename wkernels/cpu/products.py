@@ -1,0 +1,149 @@
+"""Gram matrices and direct distances on the CPU, in float64, from one read of the rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wkernels.cpu.blocks import add_in_order, blocks_of
+from wkernels.cpu.elements import read, read_widened
+from wkernels.cpu.jit import inner, kernel
+from wkernels.cpu.parallel import over_ranges
+from wkernels.cpu.pointers import Pointers
+from wkernels.cpu.tiles import LANES, SIDE, tile_dot, tile_l1, tile_l2
+
+GROUP = 64
+"""Rows whose centred values are held in cache together, on each side of a product."""
+
+COLUMNS = 512
+"""Columns of a group at a time: ``64 * 512`` doubles are 256 KiB, within L2 for both sides."""
+
+WORKSPACE = 32 << 20
+"""Bytes for the sums of blocks that wait to be added (at least one block's, however large)."""
+
+_OPS = {"dot": 0, "l2": 1, "l1": 2}
+
+
+def products(
+    op: str,
+    rows: Pointers,
+    columns: Pointers | None,
+    base: Pointers,
+    segments: np.ndarray,
+    out: np.ndarray,
+    *,
+    threads: int,
+) -> None:
+    """Adds to ``out[s, i, j]`` the product or distance of row ``i`` and column ``j`` in segment ``s``.
+
+    ``op``: ``dot`` (of base-centred rows), ``l2`` (sum of squared differences), ``l1`` (sum of
+    absolute differences). ``columns`` None means the rows themselves; then only one triangle is
+    computed, and mirrored. ``segments``: int64 ``[n_segments, 2]``; ``out``: float64
+    ``[n_segments, n_rows, n_columns]``. Differences from the base are taken in float32, or float64
+    if any row is float64; everything after that in float64.
+    """
+    symmetric = columns is None
+    others = rows if columns is None else columns
+    blocks = blocks_of(segments)
+    wide = any(part.compute is np.float64 for part in (rows, others, base))
+    like = np.empty(0, np.float64 if wide else np.float32)
+    n_row_groups = -(-len(rows) // GROUP)
+    n_column_groups = -(-len(others) // GROUP)
+    groups = np.array(
+        [
+            (i, j)
+            for i in range(n_row_groups)
+            for j in range(i if symmetric else 0, n_column_groups)
+        ],
+        dtype=np.int64,
+    ).reshape(-1, 2)
+    batch = max(1, WORKSPACE // (8 * len(rows) * len(others)))
+    n_columns_of_work = max(1, len(rows) * len(others))
+    for first in range(0, len(blocks.ranges), batch):
+        ranges = blocks.ranges[first : first + batch]
+        partial = np.zeros((len(ranges), len(rows), len(others)))
+
+        def work(start: int, stop: int, ranges=ranges, partial=partial) -> None:
+            _items(_OPS[op], *rows, *others, symmetric, *base, ranges, groups, start, stop, like,
+                   partial)  # fmt: skip
+
+        # an item is one block of one pair of groups: independent of all others
+        least = max(1, (1 << 20) // (int(np.diff(ranges).mean()) * n_columns_of_work + 1))
+        over_ranges(work, len(ranges) * len(groups), step=1, threads=threads, least=least)
+        if symmetric:
+            _mirror(partial)
+        add_in_order(partial, blocks.segments[first : first + batch], out)
+
+
+@kernel
+def _mirror(partial):
+    for b in range(partial.shape[0]):
+        for i in range(partial.shape[1]):
+            for j in range(i):
+                partial[b, i, j] = partial[b, j, i]
+
+
+@inner
+def _fill(addresses, codes, first_row, start, n, based, base, values, centred):
+    """Centred values of up to ``GROUP`` rows, zeros where a row or a vector runs out."""
+    n_rows = min(GROUP, addresses.size - first_row)
+    width = -(-n // LANES) * LANES
+    for i in range(-(-n_rows // SIDE) * SIDE):
+        if i < n_rows:
+            read_widened(
+                codes[first_row + i], addresses[first_row + i], start, base[:n], based, values[:n],
+                centred[i, :n], COLUMNS,
+            )  # fmt: skip
+            centred[i, n:width] = 0
+        else:
+            centred[i, :width] = 0
+    return n_rows
+
+
+@kernel
+def _items(
+    op, row_addresses, row_codes, column_addresses, column_codes, symmetric, base_address,
+    base_code, ranges, groups, first_item, last_item, like, partial,
+):  # fmt: skip
+    based = base_address.size == 1
+    values = np.empty(COLUMNS, like.dtype)
+    base = np.empty(COLUMNS, like.dtype)
+    left = np.empty((GROUP, COLUMNS))
+    right = np.empty((GROUP, COLUMNS))
+    sums = np.empty((GROUP, GROUP))
+    row_bytes = COLUMNS * 8
+    for item in range(first_item, last_item):
+        block = item // groups.shape[0]
+        row_group, column_group = groups[item % groups.shape[0]]
+        diagonal = symmetric and row_group == column_group
+        columns = left if diagonal else right
+        sums[:] = 0
+        n_rows = n_columns = 0
+        for start in range(ranges[block, 0], ranges[block, 1], COLUMNS):
+            n = min(COLUMNS, ranges[block, 1] - start)
+            if based:
+                read(base_code[0], base_address[0], start, base[:n], COLUMNS)
+            n_rows = _fill(
+                row_addresses, row_codes, row_group * GROUP, start, n, based, base, values, left
+            )
+            n_columns = n_rows
+            if not diagonal:
+                n_columns = _fill(
+                    column_addresses, column_codes, column_group * GROUP, start, n, based, base,
+                    values, right,
+                )  # fmt: skip
+            n_bytes = -(-n // LANES) * LANES * 8
+            for i in range(0, n_rows, SIDE):
+                a = left.ctypes.data + i * row_bytes
+                for j in range(i if diagonal else 0, n_columns, SIDE):
+                    b = columns.ctypes.data + j * row_bytes
+                    out = sums.ctypes.data + (i * GROUP + j) * 8
+                    if op == 0:
+                        tile_dot(a, b, row_bytes, n_bytes, out, GROUP * 8)
+                    elif op == 1:
+                        tile_l2(a, b, row_bytes, n_bytes, out, GROUP * 8)
+                    else:
+                        tile_l1(a, b, row_bytes, n_bytes, out, GROUP * 8)
+        target = partial[block, row_group * GROUP :, column_group * GROUP :]
+        for i in range(n_rows):
+            for j in range(n_columns):
+                target[i, j] = sums[i, j]

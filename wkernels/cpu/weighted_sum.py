@@ -1,0 +1,187 @@
+"""Weighted sums on the CPU: every row once, block by block, for all mixes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, read, write
+from wkernels.cpu.jit import fma, inner, kernel
+from wkernels.cpu.parallel import over_ranges
+from wkernels.cpu.pointers import Pointers
+from wkernels.cpu.vectors import MIXES, SIDE, TURN
+from wkernels.mixes import BASE, MIXED
+
+BLOCK = 4096
+"""Elements at a time for a single mix without a base: its sums fill half of a first-level cache."""
+
+SMALL_BLOCK = 2048
+"""Elements at a time with a base or several mixes, which need room there too."""
+
+PARALLEL = 1 << 16
+"""Elements below which a second thread costs more than it gives."""
+
+
+def weighted_sum(
+    rows: Pointers,
+    weights: np.ndarray,
+    copied: np.ndarray,
+    base: Pointers,
+    outs: Pointers,
+    n: int,
+    *,
+    threads: int,
+) -> int:
+    """See ``ops.weighted_sum``; ``copied`` is ``mixes.copied_rows``; ``base`` has 0 or 1 rows.
+
+    Returns how many elements of the outputs are NaN or Inf: as products with zero are NaN too, 0
+    means that every row that any mix computes with is finite.
+    """
+    wide = any((part.codes == FLOAT64).any() for part in (rows, base, outs))
+    compute = np.float64 if wide else np.float32
+    mixed = np.flatnonzero(copied == MIXED)
+    factors = np.ascontiguousarray(weights[mixed], dtype=compute)
+    outs_mixed = (outs.addresses[mixed], outs.codes[mixed])
+    same = np.flatnonzero(copied != MIXED)
+    sources = [rows if i >= 0 else base for i in copied[same]]
+    places = [max(i, 0) for i in copied[same]]
+    copies = np.array(
+        [
+            (part.codes[i], part.addresses[i], outs.codes[j], outs.addresses[j])
+            for part, i, j in zip(sources, places, same, strict=True)
+        ],
+        dtype=np.int64,
+    ).reshape(-1, 4)
+    used = rows if len(mixed) else Pointers(rows.addresses[:0], rows.codes[:0])
+
+    def work(start: int, stop: int) -> int:
+        return _range(*used, factors, *base, *outs_mixed, copies, start, stop)
+
+    return sum(over_ranges(work, n, step=BLOCK, threads=threads, least=PARALLEL))
+
+
+@kernel
+def _range(
+    addresses, codes, factors, base_address, base_code, out_addresses, out_codes, copies, start, stop
+):  # fmt: skip
+    n_mixes = factors.shape[0]
+    based = base_address.size == 1
+    block = BLOCK if n_mixes == 1 and not based else SMALL_BLOCK
+    sums = np.empty((n_mixes, block), factors.dtype)
+    values = np.empty(block, factors.dtype)
+    base = np.zeros(block, factors.dtype)
+    bad = 0
+    for first in range(start, stop, block):
+        n = min(block, stop - first)
+        if based:
+            read(base_code[0], base_address[0], first, base[:n], block)
+        for j in range(n_mixes):
+            _fill(sums[j, :n], 0)
+        i = 0
+        while i < addresses.size:
+            together = _of_one_type(codes, i) if n_mixes > 1 else 1
+            done = 0
+            if values.itemsize == 4 and _has_vectors(codes[i]):
+                done = n - n % TURN
+                _add_models(
+                    codes, addresses, i, together, first, done, base, based, factors, sums, block
+                )  # fmt: skip
+            for model in range(i, i + together):
+                if done < n:
+                    read(codes[model], addresses[model], first + done, values[done:n], 0)
+                    _add_model(values[done:n], base[done:n], factors[:, model], sums[:, done:n])
+            i += together
+        for j in range(n_mixes):
+            if based:
+                _add(sums[j, :n], base[:n])
+            bad += write(out_codes[j], out_addresses[j], first, sums[j, :n])
+        for j in range(copies.shape[0]):
+            read(copies[j, 0], copies[j, 1], first, values[:n], block)
+            bad += write(copies[j, 2], copies[j, 3], first, values[:n])
+    return bad
+
+
+@inner
+def _fill(sums, number):
+    for k in range(sums.size):
+        sums[k] = number
+
+
+@inner
+def _add(sums, base):
+    for k in range(sums.size):
+        sums[k] += base[k]
+
+
+@inner
+def _of_one_type(codes, i):
+    """``SIDE`` if that many rows from ``i`` on have one type, else 1."""
+    if i + SIDE > codes.size:
+        return 1
+    for k in range(i + 1, i + SIDE):
+        if codes[k] != codes[i]:
+            return 1
+    return SIDE
+
+
+@inner
+def _has_vectors(code):
+    return code == BFLOAT16 or code == FLOAT16 or code == FLOAT32
+
+
+@inner
+def _add_model(values, base, scales, sums):
+    """Adds one model to every mix: what the vector loops do, for any type."""
+    for j in range(scales.size):
+        for k in range(values.size):
+            sums[j, k] = fma(values[k] - base[k], scales[j], sums[j, k])
+
+
+def _typed(n_models, n_mixes, based):
+    bfloat16, float16, float32 = (
+        MIXES[name, n_models, n_mixes, based] for name in ("bfloat16", "float16", "float32")
+    )
+
+    @inner
+    def run(code, rows, first, n, base, scales, sums, row_bytes, ahead):
+        if code == BFLOAT16:
+            bfloat16(rows, first, n, base, scales, sums, row_bytes, ahead)
+        elif code == FLOAT16:
+            float16(rows, first, n, base, scales, sums, row_bytes, ahead)
+        elif code == FLOAT32:
+            float32(rows, first, n, base, scales, sums, row_bytes, ahead)
+
+    return run
+
+
+_one = _typed(1, 1, False)
+_one_based = _typed(1, 1, True)
+_one_by_four = _typed(1, SIDE, True)
+_four_by_four = _typed(SIDE, SIDE, True)
+
+
+@inner
+def _add_models(codes, addresses, i, n_models, first, n, base, based, factors, sums, block):
+    """Adds models ``i .. i + n_models`` (1 or 4 of one type) to every mix; ``n`` is whole turns."""
+    row_bytes = (factors.strides[0], sums.strides[0])
+    code, origin = codes[i], base.ctypes.data
+    j = 0
+    while j < factors.shape[0]:
+        scales = factors.ctypes.data + j * factors.strides[0] + 4 * i
+        out = sums.ctypes.data + j * sums.strides[0]
+        rows = addresses.ctypes.data + 8 * i
+        ahead = block if j == 0 else 0
+        if j + SIDE <= factors.shape[0]:
+            if n_models == SIDE:
+                _four_by_four(code, rows, first, n, origin, scales, out, row_bytes, ahead)
+            else:
+                _one_by_four(code, rows, first, n, origin, scales, out, row_bytes, ahead)
+            j += SIDE
+            continue
+        for _ in range(n_models):
+            if based:
+                _one_based(code, rows, first, n, origin, scales, out, row_bytes, ahead)
+            else:
+                _one(code, rows, first, n, origin, scales, out, row_bytes, ahead)
+            scales += 4
+            rows += 8
+        j += 1
