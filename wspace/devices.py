@@ -1,0 +1,135 @@
+"""Where chunks are worked on: buffers for reading, and the kernels on a chunk's rows.
+
+The CPU path works without torch, whose import takes longer than many merges.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from wspace.errors import DeviceError
+
+if TYPE_CHECKING:
+    from wspace.stream import Chunk
+
+
+class Device(Protocol):
+    """What a pass needs of a device."""
+
+    name: str
+    chunk_bytes: int  # of input, in one chunk
+
+    def host_buffer(self, nbytes: int) -> np.ndarray:
+        """A uint8 buffer that files are read into, and results are written from."""
+        ...
+
+    def staged(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        """The chunks, on the device."""
+        ...
+
+    def weighted_sum(
+        self, chunk: Chunk, weights: np.ndarray, copied: np.ndarray, *, based: bool,
+        out: np.ndarray, out_starts: Sequence[int], out_names: Sequence[str],
+    ) -> int:  # fmt: skip
+        """Mixes of the chunk's rows into host rows; returns how many results are NaN or Inf.
+
+        ``based``: the last row of the chunk is the base.
+        """
+        ...
+
+    def gram(self, chunk: Chunk, segments: np.ndarray, sums: np.ndarray, *, based: bool) -> None:
+        """Adds to ``sums [n_segments, n, n]`` the Gram matrix of the rows, centred on the base."""
+        ...
+
+    def non_finite(self, chunk: Chunk, segments: np.ndarray) -> np.ndarray:
+        """How many elements are NaN or Inf: ``[n_segments, n_rows]``."""
+        ...
+
+
+def device_named(name: str) -> Device:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Raises DeviceError for one that is not there.
+
+    ``auto`` is the CPU: chunks come from files, through host memory, where a weighted sum or the
+    Gram matrix of a few dozen models is over before the data could have crossed to a GPU.
+    """
+    if name in ("auto", "cpu"):
+        return Cpu()
+    if name != "cuda" and not (name.startswith("cuda:") and name[5:].isdigit()):
+        raise DeviceError(f"device {name!r}: expected auto, cpu, cuda or cuda:N")
+    from wspace.cuda import Cuda  # torch: only where a GPU is asked for
+
+    return Cuda(name)
+
+
+def allocate(nbytes: int) -> np.ndarray:
+    """Page-aligned zeros, in large pages where the system gives them."""
+    memory = mmap.mmap(-1, max(nbytes, 1))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype=np.uint8)[:nbytes]
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Cpu:
+    """The numba kernels on host buffers."""
+
+    name = "cpu"
+    # small enough that what was just read is still in the last-level cache when the kernel runs
+    chunk_bytes = 16 << 20
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads or processors()
+
+    def host_buffer(self, nbytes: int) -> np.ndarray:
+        return allocate(nbytes)
+
+    def staged(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        return chunks
+
+    def weighted_sum(
+        self, chunk: Chunk, weights: np.ndarray, copied: np.ndarray, *, based: bool,
+        out: np.ndarray, out_starts: Sequence[int], out_names: Sequence[str],
+    ) -> int:  # fmt: skip
+        from wkernels import cpu
+
+        rows, base = self._rows(chunk, based)
+        outs = cpu.Pointers.of([out.ctypes.data + start for start in out_starts], out_names)
+        n = chunk.plan.n
+        return cpu.weighted_sum(rows, weights, copied, base, outs, n, threads=self.threads)
+
+    def gram(self, chunk: Chunk, segments: np.ndarray, sums: np.ndarray, *, based: bool) -> None:
+        from wkernels import cpu
+
+        rows, base = self._rows(chunk, based)
+        cpu.products("dot", rows, None, base, segments, sums, threads=self.threads)
+
+    def non_finite(self, chunk: Chunk, segments: np.ndarray) -> np.ndarray:
+        from wkernels import cpu, moments
+
+        rows, none = self._rows(chunk, False)
+        sums = np.zeros((len(segments), len(rows), moments.N))
+        cpu.row_moments(rows, none, segments, sums, threads=self.threads)
+        return sums[:, :, moments.NON_FINITE].astype(np.int64)
+
+    @staticmethod
+    def _rows(chunk: Chunk, based: bool) -> tuple[Any, Any]:
+        from wkernels.cpu import Pointers
+
+        address = chunk.buffer.ctypes.data
+        rows = Pointers.of([address + start for start in chunk.starts], chunk.names)
+        n = len(rows) - based
+        return (
+            Pointers(rows.addresses[:n], rows.codes[:n]),
+            Pointers(rows.addresses[n:], rows.codes[n:]),
+        )

@@ -1,0 +1,1 @@
+"""Checkpoints as files: headers, shards, reading and writing byte ranges. Imports no torch."""

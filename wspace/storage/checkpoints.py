@@ -1,0 +1,178 @@
+"""A checkpoint: the tensors of one model, whichever files they are in."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from wspace.errors import CheckpointError
+from wspace.storage.headers import TensorRecord, read_header
+
+INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+PICKLES = (".bin", ".pt", ".pth")
+
+
+class StoredTensor(NamedTuple):
+    """A tensor of a checkpoint, and where its bytes are."""
+
+    record: TensorRecord
+    file: int  # index into Checkpoint.files, in whose order the bytes are best read
+    memory: Any = None  # a uint8 array over a mapped file, when the bytes are not at record.start
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of one model, from headers alone: nothing else has been read."""
+
+    path: Path
+    files: tuple[Path, ...]
+    tensors: dict[str, StoredTensor]  # in file order
+    aliases: dict[str, str] = field(default_factory=dict)  # name -> the tensor it shares bytes with
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.record.nbytes for tensor in self.tensors.values())
+
+    @property
+    def numel(self) -> int:
+        return sum(tensor.record.numel for tensor in self.tensors.values())
+
+    @property
+    def folder(self) -> Path:
+        """Where the config and tokenizer are."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def find(self, name: str) -> StoredTensor | None:
+        """The tensor of this name, or the one that it is an alias of."""
+        return self.tensors.get(self.aliases.get(name, name))
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """A checkpoint's headers: a folder or file of safetensors, or PyTorch's ``.bin`` / ``.pt``.
+
+    A folder is read through its ``model.safetensors.index.json``; or its ``model.safetensors``; or
+    its shards ``NAME-00001-of-00003.safetensors``, which must be complete; or its only safetensors
+    file; or its ``pytorch_model.bin`` (with index). PyTorch files are mapped, and unpickled by
+    torch's ``weights_only`` loader, which runs no code.
+
+    Raises CheckpointError, naming the file, what was found and what was expected.
+    """
+    path = Path(path)
+    if path.is_file():
+        if path.suffix == ".safetensors":
+            return _from_safetensors(path, [path])
+        if path.suffix in PICKLES:
+            return _from_pickles(path, [path])
+        raise CheckpointError(
+            f"{path}: expected a folder, or a file ending in .safetensors, {', '.join(PICKLES)}"
+        )
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such file or folder")
+    if (path / INDEX).is_file():
+        return _from_index(path, path / INDEX, _from_safetensors)
+    if (path / "model.safetensors").is_file():
+        return _from_safetensors(path, [path / "model.safetensors"])
+    files = sorted(path.glob("*.safetensors"))
+    if files:
+        return _from_safetensors(path, _complete_shards(path, files))
+    index = path / "pytorch_model.bin.index.json"
+    if index.is_file():
+        return _from_index(path, index, _from_pickles)
+    pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLES)
+    named = [file for file in pickles if file.name == "pytorch_model.bin"]
+    if len(named or pickles) == 1:
+        return _from_pickles(path, named or pickles)
+    found = ", ".join(file.name for file in pickles[:4]) or "none"
+    raise CheckpointError(
+        f"{path}: expected model.safetensors, {INDEX} or pytorch_model.bin; weight files: {found}"
+    )
+
+
+def _complete_shards(folder: Path, files: list[Path]) -> list[Path]:
+    matches = [_SHARD.fullmatch(file.name) for file in files]
+    shards = [match for match in matches if match]
+    if not shards:
+        if len(files) == 1:
+            return files
+        raise CheckpointError(
+            f"{folder}: {len(files)} safetensors files ({files[0].name}, {files[1].name}, ...) and "
+            f"neither an {INDEX} nor shard numbers; name one of the files"
+        )
+    kinds = {(match["stem"], match["count"]) for match in shards}
+    if len(kinds) > 1:
+        raise CheckpointError(
+            f"{folder}: shards of several models: "
+            + ", ".join(f"{stem}-*-of-{count}" for stem, count in sorted(kinds))
+        )
+    ((stem, count),) = kinds
+    expected = [f"{stem}-{number:05}-of-{count}.safetensors" for number in range(1, int(count) + 1)]
+    have = {match.string for match in shards}
+    for name in expected:
+        if name not in have:
+            raise CheckpointError(f"{folder}: shard {name} is missing")
+    return [folder / name for name in expected]
+
+
+def _from_index(folder: Path, index: Path, reader) -> Checkpoint:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = {str(name): str(file) for name, file in weight_map.items()}
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: expected JSON with a weight_map: {error!r:.80}") from None
+    except OSError as error:
+        raise CheckpointError(f"{index}: cannot be read: {error.strerror}") from error
+    if not names:
+        raise CheckpointError(f"{index}: weight_map is empty")
+    files = []
+    for file in dict.fromkeys(names.values()):
+        if Path(file).name != file or file in ("", ".", ".."):
+            raise CheckpointError(f"{index}: shard {file!r} is not a file name in this folder")
+        if not (folder / file).is_file():
+            raise CheckpointError(f"{index}: shard {file} does not exist")
+        files.append(folder / file)
+    checkpoint = reader(folder, sorted(files))
+    for name, file in names.items():
+        tensor = checkpoint.find(name)
+        if tensor is None or checkpoint.files[tensor.file].name != file:
+            raise CheckpointError(f"{index}: tensor {name!r} is not in {file}, as the index says")
+    for name in checkpoint.tensors:
+        if name not in names:
+            raise CheckpointError(f"{index}: tensor {name!r} is in a shard, but not in the index")
+    return checkpoint
+
+
+def _from_safetensors(path: Path, files: list[Path]) -> Checkpoint:
+    tensors: dict[str, StoredTensor] = {}
+    metadata: dict[str, str] = {}
+    for number, file in enumerate(files):
+        header = read_header(file)
+        metadata |= header.metadata
+        _add(tensors, ((n, StoredTensor(r, number)) for n, r in header.tensors.items()), files)
+    return Checkpoint(path, tuple(files), tensors, metadata=metadata)
+
+
+def _from_pickles(path: Path, files: list[Path]) -> Checkpoint:
+    from wspace.storage.pickles import mapped_tensors  # torch: only where a file needs it
+
+    tensors: dict[str, StoredTensor] = {}
+    aliases: dict[str, str] = {}
+    for number, file in enumerate(files):
+        records, shared = mapped_tensors(file)
+        found = ((name, StoredTensor(r, number, m)) for name, (r, m) in records.items())
+        _add(tensors, found, files)
+        aliases |= shared
+    return Checkpoint(path, tuple(files), tensors, aliases)
+
+
+def _add(tensors: dict[str, StoredTensor], found: Iterable, files: list[Path]) -> None:
+    for name, tensor in found:
+        if name in tensors:
+            other = files[tensors[name].file].name
+            raise CheckpointError(f"{files[tensor.file]}: tensor {name!r} is also in {other}")
+        tensors[name] = tensor

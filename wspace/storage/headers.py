@@ -1,0 +1,184 @@
+"""The header of a safetensors file: a length, JSON, and where each tensor's bytes lie.
+
+    8 bytes    length of the JSON, little-endian
+    JSON       {"name": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}, ...,
+                "__metadata__": {"key": "text"}}
+    data       offsets count from here; tensors cover it without holes or overlaps
+
+A file may lie about any of it, so everything is checked before a byte of data is read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from wspace.errors import CheckpointError
+
+BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4, "C64": 64,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
+}  # fmt: skip
+"""Every element type of the format, and its bits."""
+
+KERNEL_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+"""The types that can be averaged, by their names in ``wkernels``. All others are only copied."""
+
+CODES = {name: code for code, name in KERNEL_NAMES.items()}
+
+MAX_HEADER = 100_000_000
+"""The format's own limit, in bytes."""
+
+
+class TensorRecord(NamedTuple):
+    """Where a tensor lies in its file."""
+
+    dtype: str  # a key of BITS
+    shape: tuple[int, ...]
+    start: int  # byte offset from the start of the file
+    nbytes: int
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Header:
+    tensors: dict[str, TensorRecord]  # in the order of their bytes
+    metadata: dict[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """The header of a safetensors file. Raises CheckpointError, naming the file and the place."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            prefix = file.read(8)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or length > min(size - 8, MAX_HEADER):
+                raise CheckpointError(
+                    f"{path}: header length {length} does not fit in a file of {size} bytes; "
+                    "the file is cut off or is not safetensors"
+                )
+            text = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    return parse_header(text, size - 8 - length, path)
+
+
+def parse_header(text: bytes, n_data: int, path: Path) -> Header:
+    """``text``: the JSON; ``n_data``: how many bytes follow it."""
+    try:
+        entries = json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
+    except _DuplicateKeyError as error:
+        raise CheckpointError(f"{path}: header has the key {error} twice") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: header is not JSON: {str(error)[:100]}") from None
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{path}: header: expected an object, found {_kind(entries)}")
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CheckpointError(f"{path}: __metadata__: expected an object of texts")
+    data_start = 8 + len(text)
+    records = {
+        name: _record(entry, data_start, n_data, f"{path}: tensor {name!r}")
+        for name, entry in entries.items()
+    }
+    tensors = dict(sorted(records.items(), key=lambda item: (item[1].start, item[1].nbytes)))
+    expected, previous = data_start, "the header"
+    for name, record in tensors.items():
+        if record.start != expected:
+            problem = "overlaps" if record.start < expected else "leaves a hole after"
+            raise CheckpointError(
+                f"{path}: tensor {name!r} {problem} {previous}: it starts at byte "
+                f"{record.start - data_start} of the data, expected {expected - data_start}"
+            )
+        expected, previous = record.start + record.nbytes, f"tensor {name!r}"
+    if expected != data_start + n_data:
+        raise CheckpointError(
+            f"{path}: tensors end at byte {expected - data_start} of the data, but the file has "
+            f"{n_data}; it is cut off or has bytes that belong to no tensor"
+        )
+    return Header(tensors, metadata)
+
+
+def _record(entry: Any, data_start: int, n_data: int, where: str) -> TensorRecord:
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise CheckpointError(f"{where}: expected dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise CheckpointError(f"{where}: unknown dtype {dtype!r}; known are {', '.join(BITS)}")
+    if not isinstance(shape, list) or not all(_natural(size) for size in shape):
+        raise CheckpointError(f"{where}: shape: expected a list of sizes, found {str(shape)[:80]}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_natural, offsets)):
+        raise CheckpointError(
+            f"{where}: data_offsets: expected two byte offsets, found {str(offsets)[:80]}"
+        )
+    begin, end = offsets
+    if not begin <= end <= n_data:
+        raise CheckpointError(
+            f"{where}: data_offsets {offsets} lie outside the {n_data} bytes of data"
+        )
+    n_bits = math.prod(shape) * BITS[dtype]
+    if (end - begin) * 8 != n_bits:
+        raise CheckpointError(
+            f"{where}: {dtype} {shape} takes {n_bits / 8:g} bytes, data_offsets give {end - begin}"
+        )
+    return TensorRecord(dtype, tuple(shape), data_start + begin, end - begin)
+
+
+def _natural(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+class _DuplicateKeyError(ValueError):
+    pass
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise _DuplicateKeyError(repr(next(name for name in names if names.count(name) > 1)))
+    return result
+
+
+def _kind(value: Any) -> str:
+    return {list: "an array", str: "a text", type(None): "null"}.get(type(value), "a number")
+
+
+def render_header(tensors: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str]):
+    """The bytes of a header, and the byte at which each tensor starts in the file.
+
+    ``tensors``: name -> (dtype, shape), in the order of their data. Padded with spaces so that the
+    data start at a multiple of 4096 bytes.
+    """
+    entries: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    starts, position = {}, 0
+    for name, (dtype, shape) in tensors.items():
+        nbytes = math.prod(shape) * BITS[dtype] // 8
+        starts[name] = position
+        entries[name] = {
+            "dtype": dtype,
+            "shape": list(shape),
+            "data_offsets": [position, position + nbytes],
+        }
+        position += nbytes
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(8 + len(text)) % 4096)
+    data_start = 8 + len(text)
+    header = len(text).to_bytes(8, "little") + text
+    return header, {name: data_start + start for name, start in starts.items()}, data_start + position

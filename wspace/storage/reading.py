@@ -1,0 +1,112 @@
+"""Reading byte ranges of many files into buffers, in several threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from wspace.errors import CheckpointError
+from wspace.storage.checkpoints import StoredTensor
+
+REQUEST = 4 << 20
+"""Bytes of one read call, and of one thread's task."""
+
+
+class Range(NamedTuple):
+    """Bytes to fetch: from a file, or from a mapped tensor's memory."""
+
+    path: Path
+    start: int
+    nbytes: int
+    target: int  # where in the buffer
+    memory: np.ndarray | None = None
+
+
+def append_range(
+    ranges: list[Range], path: Path, tensor: StoredTensor, start: int, nbytes: int, target: int
+) -> None:
+    """Add bytes ``start ..`` of a tensor; one that continues the last range makes it longer."""
+    if nbytes == 0:
+        return
+    if tensor.memory is not None:
+        ranges.append(Range(path, start, nbytes, target, tensor.memory))
+        return
+    start += tensor.record.start
+    if ranges:
+        last = ranges[-1]
+        follows = last.start + last.nbytes == start and last.target + last.nbytes == target
+        if follows and last.path == path and last.memory is None:
+            ranges[-1] = last._replace(nbytes=last.nbytes + nbytes)
+            return
+    ranges.append(Range(path, start, nbytes, target))
+
+
+class Reader:
+    """A pool of threads that fill buffers. ``preadv`` runs without Python's lock."""
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="wspace-read")
+
+    def submit(self, ranges: Sequence[Range], buffer: np.ndarray) -> list[Future[None]]:
+        """Start reading; the buffer (uint8) is full when every future is done."""
+        return [self._pool.submit(_fill, task, buffer) for task in _tasks(ranges)]
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _tasks(ranges: Sequence[Range]) -> list[list[Range]]:
+    """Large ranges cut, small ones together: about ``REQUEST`` bytes a task."""
+    tasks: list[list[Range]] = []
+    room = 0
+    for whole in ranges:
+        for offset in range(0, whole.nbytes, REQUEST):
+            nbytes = min(REQUEST, whole.nbytes - offset)
+            if nbytes > room:
+                tasks.append([])
+                room = REQUEST
+            part = whole._replace(
+                start=whole.start + offset, target=whole.target + offset, nbytes=nbytes
+            )
+            tasks[-1].append(part)
+            room -= nbytes
+    return tasks
+
+
+def _fill(task: Sequence[Range], buffer: np.ndarray) -> None:
+    path, descriptor = None, -1
+    try:
+        for part in task:
+            view = buffer[part.target : part.target + part.nbytes]
+            if part.memory is not None:
+                view[:] = part.memory[part.start : part.start + part.nbytes]
+                continue
+            if part.path != path:
+                if descriptor >= 0:
+                    os.close(descriptor)
+                    descriptor = -1
+                descriptor = os.open(part.path, os.O_RDONLY | os.O_CLOEXEC)
+                path = part.path
+            _read_exactly(descriptor, view, part)
+    except OSError as error:
+        raise CheckpointError(f"{part.path}: cannot be read: {error.strerror}") from error
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _read_exactly(descriptor: int, view: np.ndarray, part: Range) -> None:
+    done = 0
+    while done < part.nbytes:
+        got = os.preadv(descriptor, [memoryview(view)[done:]], part.start + done)
+        if got == 0:
+            raise CheckpointError(
+                f"{part.path}: ends at byte {part.start + done}, expected {part.nbytes - done} more; "
+                "the file became shorter since its header was read"
+            )
+        done += got

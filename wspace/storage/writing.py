@@ -1,0 +1,233 @@
+"""Writing a checkpoint: headers first, byte ranges in place while the stream runs, then a rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from wspace.errors import OutputError
+from wspace.storage.checkpoints import INDEX, Checkpoint
+from wspace.storage.headers import BITS, render_header
+
+WRITE = 8 << 20
+"""Bytes of one write call, and of one thread's task."""
+
+SYNC = 128 << 20
+"""Bytes after which a file's writing to disk is started, so that the last wait is short."""
+
+_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
+"""Files that belong to a model besides its weights: config, tokenizer, generation, code."""
+
+
+class OutputTensor(NamedTuple):
+    name: str
+    dtype: str  # as in headers.BITS
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        n_bits = BITS[self.dtype]
+        for size in self.shape:
+            n_bits *= size
+        return n_bits // 8
+
+
+def plan_shards(tensors: Sequence[OutputTensor], max_bytes: int) -> list[list[OutputTensor]]:
+    """Consecutive tensors, up to ``max_bytes`` a shard; a larger tensor has a shard of its own."""
+    shards: list[list[OutputTensor]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if shards[-1] and filled + tensor.nbytes > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor.nbytes
+    return shards
+
+
+def check_output(out: Path, inputs: Sequence[Checkpoint], nbytes: int) -> None:
+    """Refuse an output that exists, lies in or over an input, or does not fit on its disk."""
+    if out.exists() or out.is_symlink():
+        raise OutputError(f"{out}: exists; choose another name, or remove it first")
+    target = out.resolve()
+    for checkpoint in inputs:
+        source = checkpoint.folder.resolve()
+        if checkpoint.path.is_dir() and target.is_relative_to(source):
+            raise OutputError(f"{out}: lies inside the input {checkpoint.path}; choose another place")
+    ground = next(parent for parent in target.parents if parent.exists())
+    if not ground.is_dir() or not os.access(ground, os.W_OK):
+        raise OutputError(f"{out}: {ground} cannot be written to")
+    free = shutil.disk_usage(ground).free
+    if nbytes > free:
+        raise OutputError(
+            f"{out}: the output takes {nbytes} bytes, and the disk of {ground} has {free} free"
+        )
+
+
+class CheckpointWriter:
+    """One output checkpoint, in a hidden folder beside its name until :meth:`publish`.
+
+    Hub names: ``model.safetensors``, or ``model-00001-of-00002.safetensors`` and an index.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        tensors: Sequence[OutputTensor],
+        *,
+        metadata: dict[str, str],
+        max_shard_bytes: int,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self.out = out
+        self._pool = pool
+        self._placed: dict[str, tuple[int, int]] = {}  # name -> shard, byte in its file
+        self._descriptors: list[int] = []
+        self._unsynced: list[int] = []
+        self._syncing: list[Future[None]] = []
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            self._folder = Path(
+                tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent)
+            )
+        except OSError as error:
+            raise OutputError(f"{out}: cannot be made: {error.strerror}") from error
+        shards = plan_shards(tensors, max_shard_bytes)
+        self._names = ["model.safetensors"]
+        if len(shards) > 1:
+            width = len(shards)
+            self._names = [f"model-{k + 1:05}-of-{width:05}.safetensors" for k in range(width)]
+        try:
+            for k, shard in enumerate(shards):
+                self._create(k, shard, metadata)
+        except OSError as error:
+            self.abandon()
+            raise OutputError(f"{out}: {self._names[k]}: {error.strerror}") from error
+        self._total = sum(tensor.nbytes for tensor in tensors)
+
+    def _create(self, k: int, shard: Sequence[OutputTensor], metadata: dict[str, str]) -> None:
+        header, starts, length = render_header(
+            {tensor.name: (tensor.dtype, tensor.shape) for tensor in shard}, metadata
+        )
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._descriptors.append(os.open(self._folder / self._names[k], flags, 0o644))
+        self._unsynced.append(0)
+        os.posix_fallocate(self._descriptors[k], 0, length)
+        _write_exactly(self._descriptors[k], header, 0)
+        self._placed |= {name: (k, start) for name, start in starts.items()}
+
+    def place(self, name: str, start: int) -> tuple[int, int]:
+        """Shard and byte in its file of byte ``start`` of a tensor."""
+        shard, first = self._placed[name]
+        return shard, first + start
+
+    def write(self, shard: int, position: int, view: np.ndarray) -> list[Future[None]]:
+        """Start writing; ``view`` (uint8) must stay as it is until every future is done."""
+        futures = [
+            self._pool.submit(self._write, shard, position + k, view[k : k + WRITE])
+            for k in range(0, len(view), WRITE)
+        ]
+        self._unsynced[shard] += len(view)
+        if self._unsynced[shard] >= SYNC:
+            self._unsynced[shard] = 0
+            self._syncing.append(self._pool.submit(os.fdatasync, self._descriptors[shard]))
+        return futures
+
+    def _write(self, shard: int, position: int, view: np.ndarray) -> None:
+        try:
+            _write_exactly(self._descriptors[shard], view, position)
+        except OSError as error:
+            raise OutputError(f"{self.out}: {self._names[shard]}: {error.strerror}") from error
+
+    def publish(self, donor: Checkpoint, record: dict, dtype: str | None = None) -> None:
+        """Flush, add the index, ``wspace.json`` and the donor's config files, and give it its name.
+
+        ``dtype``: what the config shall call the weights' type, if it is not the donor's.
+        """
+        try:
+            for sync in self._syncing:
+                sync.result()
+            if len(self._names) > 1:
+                weight_map = {name: self._names[shard] for name, (shard, _) in self._placed.items()}
+                index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
+                _write_json(self._folder / INDEX, index)
+            for file in companions(donor):
+                shutil.copyfile(file, self._folder / file.name)
+            if dtype and (self._folder / "config.json").is_file():
+                _set_dtype(self._folder / "config.json", dtype)
+            _write_json(self._folder / "wspace.json", record)
+            for descriptor in self._descriptors:
+                os.fsync(descriptor)
+            self._close()
+            for file in self._folder.iterdir():
+                if file.name not in self._names:
+                    _sync(file)
+            self._folder.chmod(0o755)
+            _sync(self._folder)
+            if self.out.exists():
+                raise OutputError(f"{self.out}: was made by something else while this ran")
+            self._folder.rename(self.out)
+            _sync(self.out.parent)
+        except OSError as error:
+            raise OutputError(f"{self.out}: {error.strerror}") from error
+
+    def abandon(self) -> None:
+        """Remove everything, unless published."""
+        self._close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _close(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+
+def companions(checkpoint: Checkpoint) -> list[Path]:
+    """The config, tokenizer and other small files beside the weights."""
+    files = {file for pattern in _COMPANIONS for file in checkpoint.folder.glob(pattern)}
+    if not checkpoint.path.is_dir():
+        # a weight file in a folder of other things: only what bears a model's names
+        files = {file for file in files if (checkpoint.folder / "config.json").is_file()}
+    unwanted = ("wspace.json",)
+    return sorted(
+        file
+        for file in files
+        if file.is_file() and file.name not in unwanted and not file.name.endswith(".index.json")
+    )
+
+
+def _set_dtype(config: Path, dtype: str) -> None:
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError:
+        return  # not ours to mend
+    for key in ("dtype", "torch_dtype"):
+        if key in settings:
+            settings[key] = dtype
+    _write_json(config, settings)
+
+
+def _write_exactly(descriptor: int, data: bytes | np.ndarray, position: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, position)
+        view, position = view[written:], position + written
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,200 @@
+"""The zoo as a stream of chunks: the same run of elements of every checkpoint, read ahead.
+
+A chunk is made of pieces of tensors. Pieces are cut at multiples of ``CUT`` elements from their
+tensor's start, so that sums over blocks have the same bits however a stream is cut.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from wspace.devices import Device
+from wspace.errors import BudgetError
+from wspace.storage.headers import BITS, KERNEL_NAMES
+from wspace.storage.reading import Range, Reader, append_range
+from wspace.zoo import Zoo
+
+CUT = 16384
+"""Elements. A multiple of the kernels' blocks (a test compares them)."""
+
+SLOTS = 3
+"""Input buffers: one that the kernel works on, and two being filled."""
+
+ALIGNMENT = 256
+"""Bytes; where each row of a buffer starts."""
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes read so far and in all."""
+
+
+class Piece(NamedTuple):
+    """A run of one tensor inside a chunk."""
+
+    tensor: int  # index into Zoo.tensors
+    start: int  # elements, from the tensor's start
+    stop: int
+    at: int  # elements, from the chunk's start
+
+
+@dataclass(frozen=True)
+class ChunkPlan:
+    pieces: tuple[Piece, ...]
+    dtypes: tuple[str, ...]  # safetensors name, one for each checkpoint that is read
+    n: int  # elements
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows of one buffer, on the device; valid until the next chunk is asked for."""
+
+    plan: ChunkPlan
+    buffer: Any  # uint8: a numpy array (CPU) or a torch tensor (GPU)
+    starts: tuple[int, ...]  # bytes, one for each row
+
+    @property
+    def names(self) -> list[str]:
+        """The kernels' names of the rows' types."""
+        return [KERNEL_NAMES[dtype] for dtype in self.plan.dtypes]
+
+
+def row_starts(n: int, dtypes: Sequence[str]) -> tuple[tuple[int, ...], int]:
+    """Where rows of ``n`` elements start in a buffer, in bytes, and how long it is."""
+    starts, position = [], 0
+    for dtype in dtypes:
+        starts.append(position)
+        position += -(-n * BITS[dtype] // 8 // ALIGNMENT) * ALIGNMENT
+    return tuple(starts), position
+
+
+def plan_chunks(
+    zoo: Zoo, rows: Sequence[int], n_elements: Callable[[Sequence[str]], int], max_pieces: int
+) -> Iterator[ChunkPlan]:
+    """Cut the zoo's tensors into chunks of up to ``n_elements(dtypes)`` elements.
+
+    ``rows``: which of ``zoo.checkpoints`` are read. All tensors of a chunk have the same dtypes in
+    all checkpoints, read or not.
+    """
+    pieces: list[Piece] = []
+    filled = 0
+    dtypes: tuple[str, ...] = ()
+    group: tuple[str, ...] = ()
+    limit = 0
+    for index, tensor in enumerate(zoo.tensors):
+        start = 0
+        if pieces and tensor.dtypes != group:
+            yield ChunkPlan(tuple(pieces), dtypes, filled)
+            pieces, filled = [], 0
+        if tensor.dtypes != group:
+            group = tensor.dtypes
+            dtypes = tuple(group[row] for row in rows)
+            limit = n_elements(dtypes)
+        while start < tensor.numel:
+            room = limit - filled
+            stop = min(tensor.numel, start + room)
+            if stop < tensor.numel:
+                stop = start + (stop - start) // CUT * CUT
+            if stop > start:
+                pieces.append(Piece(index, start, stop, filled))
+                filled += stop - start
+                start = stop
+            if start < tensor.numel or len(pieces) >= max_pieces:
+                yield ChunkPlan(tuple(pieces), dtypes, filled)
+                pieces, filled = [], 0
+    if pieces:
+        yield ChunkPlan(tuple(pieces), dtypes, filled)
+
+
+def chunk_elements(
+    budget: int, target: int, in_dtypes: Sequence[str], out_bytes: int, what: str
+) -> int:
+    """Elements of a chunk: ``SLOTS`` inputs and two outputs within ``budget`` bytes.
+
+    ``target``: bytes of input that the device likes best in one chunk. ``out_bytes``: bytes of
+    output for each element. Raises BudgetError if not even ``CUT`` elements fit.
+    """
+    in_bytes = sum(BITS[dtype] for dtype in in_dtypes) // 8
+    # each row starts at a multiple of ALIGNMENT
+    fixed = (SLOTS * len(in_dtypes) + 2 * 64) * ALIGNMENT
+    per_element = SLOTS * in_bytes + 2 * out_bytes
+    fitting = (budget - fixed) // per_element
+    if fitting < CUT:
+        raise BudgetError(
+            f"{what}: a memory budget of {budget} bytes is too small; one chunk of {CUT} elements of "
+            f"{len(in_dtypes)} checkpoints needs {CUT * per_element + fixed} bytes"
+        )
+    best = max(CUT, target // max(1, in_bytes))
+    return min(fitting, best) // CUT * CUT
+
+
+class Stream:
+    """Chunks of a zoo in order, read ahead into reused buffers; each byte is read once.
+
+    ``rows``: which of ``zoo.checkpoints`` to read. ``plans``: the chunks. Iterate once, inside
+    ``with``.
+    """
+
+    def __init__(
+        self,
+        zoo: Zoo,
+        rows: Sequence[int],
+        plans: Sequence[ChunkPlan],
+        device: Device,
+        *,
+        progress: Progress | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.zoo, self.rows, self.plans, self.device = zoo, tuple(rows), plans, device
+        self.progress = progress or (lambda done, total: None)
+        layouts = [row_starts(plan.n, plan.dtypes) for plan in plans]
+        self._starts = [starts for starts, _ in layouts]
+        self._lengths = [length for _, length in layouts]
+        self.nbytes = sum(
+            plan.n * sum(BITS[dtype] for dtype in plan.dtypes) // 8 for plan in plans
+        )
+        n_slots = min(SLOTS, len(plans))
+        self._slots = [device.host_buffer(max(self._lengths, default=0)) for _ in range(n_slots)]
+        self._reader = Reader(threads or min(8, 2 * (os.cpu_count() or 1)))
+        self._pending = [self._submit(k) for k in range(n_slots)]
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._reader.close()
+
+    def __iter__(self) -> Iterator[Chunk]:
+        done = 0
+        self.progress(0, self.nbytes)
+        for chunk in self.device.staged(self._host_chunks()):
+            yield chunk
+            done += chunk.plan.n * sum(BITS[dtype] for dtype in chunk.plan.dtypes) // 8
+            self.progress(done, self.nbytes)
+
+    def _host_chunks(self) -> Iterator[Chunk]:
+        """Chunks in host buffers; asking for the next one gives the last one's buffer back."""
+        for k, plan in enumerate(self.plans):
+            for future in self._pending[k % len(self._slots)]:
+                future.result()
+            yield Chunk(plan, self._slots[k % len(self._slots)][: self._lengths[k]], self._starts[k])
+            if k + len(self._slots) < len(self.plans):
+                self._pending[k % len(self._slots)] = self._submit(k + len(self._slots))
+
+    def _submit(self, k: int):
+        return self._reader.submit(self._ranges(k), self._slots[k % len(self._slots)])
+
+    def _ranges(self, k: int) -> list[Range]:
+        plan, starts = self.plans[k], self._starts[k]
+        ranges: list[Range] = []
+        for row, dtype, row_start in zip(self.rows, plan.dtypes, starts, strict=True):
+            files = self.zoo.checkpoints[row].files
+            width = BITS[dtype] // 8
+            for piece in plan.pieces:
+                stored = self.zoo.tensors[piece.tensor].stored[row]
+                append_range(
+                    ranges, files[stored.file], stored, piece.start * width,
+                    (piece.stop - piece.start) * width, row_start + piece.at * width,
+                )  # fmt: skip
+        return ranges

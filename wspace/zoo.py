@@ -1,0 +1,237 @@
+"""A zoo: checkpoints of one architecture, aligned tensor by tensor, from headers alone."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from wspace.errors import CheckpointError, MisalignedZooError
+from wspace.storage.checkpoints import Checkpoint, StoredTensor, open_checkpoint
+from wspace.storage.headers import KERNEL_NAMES
+
+
+class ZooTensor(NamedTuple):
+    """One tensor across the zoo."""
+
+    name: str
+    shape: tuple[int, ...]
+    numel: int
+    stored: tuple[StoredTensor, ...]  # one for each of Zoo.checkpoints
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        return tuple(stored.record.dtype for stored in self.stored)
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """Aligned checkpoints: row ``i`` of X is ``members[i]``, and the base is its origin."""
+
+    members: tuple[Checkpoint, ...]
+    base: Checkpoint | None
+    tensors: tuple[ZooTensor, ...]  # floating point: these are mixed. Grouped by dtypes, file order
+    copied: tuple[ZooTensor, ...]  # integers and the like: copied where equal
+    left_out: dict[str, str]  # tensor -> why it takes no part
+
+    @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """The members and then the base, if there is one."""
+        return (*self.members, *([self.base] if self.base else []))
+
+    @property
+    def donor(self) -> Checkpoint:
+        """Whose dtypes and order the output follows: the base, or the first member."""
+        return self.base or self.members[0]
+
+    @cached_property
+    def numel(self) -> int:
+        """Columns of X."""
+        return sum(tensor.numel for tensor in self.tensors)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The members' names: their paths without what all of them share."""
+        return short_names([str(member.path) for member in self.members])
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+
+def short_names(paths: Sequence[str]) -> tuple[str, ...]:
+    """Paths without their common folders; a path given twice is numbered."""
+    parts = [Path(path).parts for path in paths]
+    shared = 0
+    while len(set(paths)) > 1 and len({part[shared : shared + 1] for part in parts}) == 1:
+        shared += 1
+    if len(set(paths)) == 1:
+        shared = len(parts[0]) - 1
+    names, seen = [], {}
+    for part in parts:
+        name = "/".join(part[shared:])
+        seen[name] = seen.get(name, 0) + 1
+        names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return tuple(names)
+
+
+def open_zoo(
+    members: str | Path | Checkpoint | Iterable[str | Path | Checkpoint],
+    *,
+    base: str | Path | Checkpoint | None = None,
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+) -> Zoo:
+    """Open checkpoints of one architecture as the rows of a matrix. Reads headers only.
+
+    ``members``: a glob (``"runs/*"``), a path, or a list of paths, globs, Hub ids and checkpoints;
+    the same model may be given twice, and counts twice. A glob takes the folders and weight files
+    that hold a checkpoint, in natural order (``run-2`` before ``run-10``), without the base. A Hub
+    id is fetched by ``huggingface_hub`` where that is installed. ``base``: what the members were
+    tuned from. ``include`` / ``exclude``: patterns of tensor names (``"*.bias"``); excluded tensors
+    take no part, and are named in ``left_out``.
+
+    A name that some checkpoints store once for two (tied tensors) is counted once. Dtypes may
+    differ between checkpoints; names and shapes may not: MisalignedZooError names the tensor.
+    Raises CheckpointError for what cannot be opened.
+    """
+    opened_base = base if base is None or isinstance(base, Checkpoint) else _open(base)
+    chosen = [members] if isinstance(members, str | Path | Checkpoint) else list(members)
+    opened = [checkpoint for item in chosen for checkpoint in _expand(item, opened_base)]
+    if not opened:
+        raise CheckpointError("no models: give at least one checkpoint")
+    include = [include] if isinstance(include, str) else list(include)
+    exclude = [exclude] if isinstance(exclude, str) else list(exclude)
+    return _align(tuple(opened), opened_base, include, exclude)
+
+
+def _expand(item: str | Path | Checkpoint, base: Checkpoint | None) -> list[Checkpoint]:
+    if isinstance(item, Checkpoint):
+        return [item]
+    if Path(item).exists() or not glob.has_magic(str(item)):
+        return [_open(item)]
+    paths = [Path(path) for path in sorted(glob.glob(str(item)), key=_natural)]
+    paths = [path for path in paths if _holds_weights(path)]
+    if base is not None:
+        paths = [path for path in paths if path.resolve() != base.path.resolve()]
+    if not paths:
+        raise CheckpointError(f"{item}: matches no checkpoint")
+    return [open_checkpoint(path) for path in paths]
+
+
+def _natural(path: str) -> list[tuple[int, str]]:
+    return [(int(part or -1) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", path)]
+
+
+def _holds_weights(path: Path) -> bool:
+    suffixes = (".safetensors", ".bin", ".pt", ".pth")
+    if path.is_dir():
+        return any(file.suffix in suffixes for file in path.iterdir())
+    return path.suffix in suffixes
+
+
+def _open(path: str | Path) -> Checkpoint:
+    if Path(path).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", str(path)):
+        return open_checkpoint(path)
+    return open_checkpoint(_fetch(str(path)))
+
+
+def _fetch(identifier: str) -> Path:
+    """The local copy of a model of the Hub, ``owner/name`` or ``owner/name@revision``."""
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError:
+        raise CheckpointError(
+            f"{identifier}: no such file or folder (to fetch it from the Hub, install "
+            "huggingface_hub)"
+        ) from None
+    name, _, revision = identifier.partition("@")
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision or None,
+                allow_patterns=["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt",
+                                "*.model"],
+            )
+        )  # fmt: skip
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:160]
+        raise CheckpointError(
+            f"{identifier}: no such file or folder, and the Hub gave none: {reason}"
+        ) from None
+
+
+def _align(
+    members: tuple[Checkpoint, ...],
+    base: Checkpoint | None,
+    include: list[str],
+    exclude: list[str],
+) -> Zoo:
+    checkpoints = (*members, *([base] if base else []))
+    donor = base or members[0]
+    names = list(donor.tensors)
+    known = set(names)
+    for checkpoint in checkpoints:  # names that only others have; all must have them
+        names += [name for name in checkpoint.tensors if name not in known]
+        known.update(checkpoint.tensors)
+    left_out = {}
+    for name in names:
+        if include and not _matches(name, include):
+            left_out[name] = "not included by " + " ".join(include)
+        elif _matches(name, exclude):
+            left_out[name] = "excluded by " + " ".join(exclude)
+    for pattern in [*include, *exclude]:
+        if not any(_matches(name, [pattern]) for name in names):
+            raise MisalignedZooError(
+                f"pattern {pattern!r} matches no tensor; names look like {names[0]!r}"
+            )
+    aligned = [_across(name, checkpoints, donor) for name in names if name not in left_out]
+    kinds = [{dtype in KERNEL_NAMES for dtype in tensor.dtypes} for tensor in aligned]
+    for tensor, kind in zip(aligned, kinds, strict=True):
+        if len(kind) > 1 or (kind == {False} and len(set(tensor.dtypes)) > 1):
+            other = next(k for k, d in enumerate(tensor.dtypes) if d != tensor.dtypes[0])
+            raise MisalignedZooError(
+                f"tensor {tensor.name!r} is {tensor.dtypes[0]} in {checkpoints[0].path} and "
+                f"{tensor.dtypes[other]} in {checkpoints[other].path}; leave it out with "
+                f"--exclude '{tensor.name}'"
+            )
+    # one kind of chunk for each combination of dtypes, in file order inside it
+    mixed = [tensor for tensor, kind in zip(aligned, kinds, strict=True) if kind == {True}]
+    first = {tensor.dtypes: k for k, tensor in reversed(list(enumerate(mixed)))}
+    mixed.sort(key=lambda tensor: first[tensor.dtypes])
+    if not mixed:
+        raise MisalignedZooError("no floating-point tensor is left to work on")
+    copied = [tensor for tensor, kind in zip(aligned, kinds, strict=True) if kind == {False}]
+    return Zoo(members, base, tuple(mixed), tuple(copied), left_out)
+
+
+def _matches(name: str, patterns: list[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _across(name: str, checkpoints: Sequence[Checkpoint], donor: Checkpoint) -> ZooTensor:
+    stored = []
+    for checkpoint in checkpoints:
+        tensor = checkpoint.find(name)
+        if tensor is None:
+            owner = next(other for other in checkpoints if other.find(name))
+            raise MisalignedZooError(
+                f"{checkpoint.path} has no tensor {name!r}, which {owner.path} has; leave it out "
+                f"with --exclude '{name}'"
+            )
+        stored.append(tensor)
+    reference = donor.find(name) or stored[0]
+    for checkpoint, tensor in zip(checkpoints, stored, strict=True):
+        if tensor.record.shape != reference.record.shape:
+            raise MisalignedZooError(
+                f"tensor {name!r} has shape {list(tensor.record.shape)} in {checkpoint.path} and "
+                f"{list(reference.record.shape)} in {donor.path}; leave it out with "
+                f"--exclude '{name}'"
+            )
+    return ZooTensor(name, reference.record.shape, reference.record.numel, tuple(stored))
