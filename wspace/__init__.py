@@ -23,7 +23,7 @@ _HOMES = {
         "cosines", "distances", "distances_to_centroid", "geometric_median", "kmeans", "medoid",
         "norms", "spectral_clustering", "squared_distances",
     ),
-    "wspace.grams": ("Gram", "gram"),
+    "wspace.grams": ("Gram", "Statistics", "gram", "pairwise_distances", "refine", "statistics"),
     "wspace.merging": ("merge",),
     "wspace.mixing": (
         "centroids", "leave_group_out", "lerp", "slerp", "task_arithmetic", "uniform",

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from wkernels import mixes, ops
+from wkernels.gpu import products, statistics
 from wspace.errors import DeviceError
 from wspace.stream import Chunk
 
@@ -84,21 +85,22 @@ class Cuda:
         torch.from_numpy(out).copy_(self._outs[: len(out)])
         return bad
 
-    def gram(self, chunk: Chunk, segments: np.ndarray, sums: np.ndarray, *, based: bool) -> None:
-        from wkernels.gpu import products
-
+    def products(
+        self, op: str, chunk: Chunk, segments: np.ndarray, sums: np.ndarray, *, based: bool
+    ) -> None:
         rows, base = self._rows(chunk, based)
         total = torch.from_numpy(sums).to(self._device)
-        products.launch("dot", rows, None, base, segments, total)
+        products.launch(op, rows, None, base, segments, total)
         torch.from_numpy(sums).copy_(total)
 
-    def non_finite(self, chunk: Chunk, segments: np.ndarray) -> np.ndarray:
+    def row_moments(
+        self, chunk: Chunk, segments: np.ndarray, sums: np.ndarray, *, based: bool
+    ) -> None:
         rows, _ = self._rows(chunk, False)
-        counts = [
-            [int((~torch.isfinite(row[start:stop].float())).sum()) for row in rows]
-            for start, stop in segments.tolist()
-        ]
-        return np.array(counts, dtype=np.int64)
+        _, base = self._rows(chunk, based)
+        total = torch.from_numpy(sums).to(self._device)
+        statistics.launch(rows, base, segments, total)
+        torch.from_numpy(sums).copy_(total)
 
     @staticmethod
     def _rows(chunk: Chunk, based: bool) -> tuple[list[torch.Tensor], torch.Tensor | None]:

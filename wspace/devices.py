@@ -42,12 +42,16 @@ class Device(Protocol):
         """
         ...
 
-    def gram(self, chunk: Chunk, segments: np.ndarray, sums: np.ndarray, *, based: bool) -> None:
-        """Adds to ``sums [n_segments, n, n]`` the Gram matrix of the rows, centred on the base."""
+    def products(
+        self, op: str, chunk: Chunk, segments: np.ndarray, sums: np.ndarray, *, based: bool
+    ) -> None:
+        """Adds to ``sums [n_segments, n, n]``: ``dot`` (centred on the base), ``l2`` or ``l1``."""
         ...
 
-    def non_finite(self, chunk: Chunk, segments: np.ndarray) -> np.ndarray:
-        """How many elements are NaN or Inf: ``[n_segments, n_rows]``."""
+    def row_moments(
+        self, chunk: Chunk, segments: np.ndarray, sums: np.ndarray, *, based: bool
+    ) -> None:
+        """Adds to ``sums [n_segments, n_rows, moments.N]``; the base is a row like the others."""
         ...
 
 
@@ -108,19 +112,22 @@ class Cpu:
         n = chunk.plan.n
         return cpu.weighted_sum(rows, weights, copied, base, outs, n, threads=self.threads)
 
-    def gram(self, chunk: Chunk, segments: np.ndarray, sums: np.ndarray, *, based: bool) -> None:
+    def products(
+        self, op: str, chunk: Chunk, segments: np.ndarray, sums: np.ndarray, *, based: bool
+    ) -> None:
         from wkernels import cpu
 
         rows, base = self._rows(chunk, based)
-        cpu.products("dot", rows, None, base, segments, sums, threads=self.threads)
+        cpu.products(op, rows, None, base, segments, sums, threads=self.threads)
 
-    def non_finite(self, chunk: Chunk, segments: np.ndarray) -> np.ndarray:
-        from wkernels import cpu, moments
+    def row_moments(
+        self, chunk: Chunk, segments: np.ndarray, sums: np.ndarray, *, based: bool
+    ) -> None:
+        from wkernels import cpu
 
-        rows, none = self._rows(chunk, False)
-        sums = np.zeros((len(segments), len(rows), moments.N))
-        cpu.row_moments(rows, none, segments, sums, threads=self.threads)
-        return sums[:, :, moments.NON_FINITE].astype(np.int64)
+        rows, _ = self._rows(chunk, False)
+        _, base = self._rows(chunk, based)
+        cpu.row_moments(rows, base, segments, sums, threads=self.threads)
 
     @staticmethod
     def _rows(chunk: Chunk, based: bool) -> tuple[Any, Any]:

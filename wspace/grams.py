@@ -1,4 +1,4 @@
-"""The first pass: the Gram matrix of the task vectors, of every tensor, from one read of the zoo."""
+"""The passes whose results are n x n: the Gram matrix, direct distances, and statistics."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from wspace.devices import device_named
-from wspace.errors import BudgetError, NonFiniteError
-from wspace.non_finite import describe_non_finite
+from wkernels import moments
+from wspace.devices import Device, device_named
+from wspace.passes import TensorSums, sum_over_tensors
 from wspace.sizes import parse_bytes
-from wspace.stream import Progress, Stream, chunk_elements, plan_chunks
-from wspace.zoo import Zoo
+from wspace.stream import Chunk, Progress
+from wspace.zoo import Zoo, open_zoo
 
 
 @dataclass(frozen=True)
@@ -45,77 +45,137 @@ def gram(
     Numerics: differences in float32 (float64 where an input is), products and sums in float64; the
     sum over tensors in twice float64's precision, so that the bits do not depend on the order of
     tensors, the shard layout, the chunks or the threads.
-    Raises NonFiniteError naming a tensor with NaN or Inf, unless allowed; BudgetError.
+    Raises NonFiniteError naming a tensor with NaN or Inf, unless allowed; BudgetError; DeviceError.
     """
-    budget = parse_bytes(memory)
     worker = device_named(device)
-    n = len(zoo)
-    matrix = 8 * n * n
-    results = matrix * (len(zoo.tensors) if per_tensor else 0) + 4 * matrix
-    # the matrices of a chunk's tensors, once as sums and once as blocks that wait
-    max_pieces = max(1, min(4096, budget // 16 // matrix))
-    workspace = 2 * max_pieces * matrix + max(32 << 20, 2 * matrix)
-    if results + workspace >= budget:
-        advice = "; pass per_tensor=False" if per_tensor and 4 * matrix < budget // 2 else ""
-        raise BudgetError(
-            f"Gram matrices of {n} models and {len(zoo.tensors)} tensors take {results} bytes and "
-            f"{workspace} to work in, more than the memory budget of {budget}{advice} or raise it"
-        )
-    rows = range(len(zoo.checkpoints))
-    plans = list(
-        plan_chunks(
-            zoo, rows,
-            lambda dtypes: chunk_elements(
-                budget - results - workspace, worker.chunk_bytes, dtypes, 0, "gram"
-            ),
-            max_pieces,
-        )
-    )  # fmt: skip
-    kept = np.zeros((len(zoo.tensors) if per_tensor else 0, n, n))
-    total = _Accurate((n, n))
-    running = np.zeros((n, n))
-    with Stream(zoo, rows, plans, worker, progress=progress) as stream:
-        for chunk in stream:
-            pieces = chunk.plan.pieces
-            segments = np.array([(p.at, p.at + p.stop - p.start) for p in pieces], dtype=np.int64)
-            sums = np.zeros((len(pieces), n, n))
-            if pieces[0].start:
-                sums[0] = running
-            worker.gram(chunk, segments, sums, based=zoo.base is not None)
-            diagonals = np.diagonal(sums, axis1=1, axis2=2)
-            if not allow_non_finite and not np.isfinite(diagonals).all():
-                raise NonFiniteError(
-                    describe_non_finite(zoo, chunk, rows, worker)
-                    or "the Gram matrix exceeds the range of float64"
-                )
-            for piece, matrix_of_piece in zip(pieces, sums, strict=True):
-                if piece.stop < zoo.tensors[piece.tensor].numel:
-                    running = matrix_of_piece
-                    continue
-                total.add(matrix_of_piece)
-                if per_tensor:
-                    kept[piece.tensor] = matrix_of_piece
+    based = zoo.base is not None
+
+    def add(chunk: Chunk, segments: np.ndarray, sums: np.ndarray) -> None:
+        worker.products("dot", chunk, segments, sums, based=based)
+
+    def finite(sums: np.ndarray) -> bool:
+        return bool(np.isfinite(np.diagonal(sums, axis1=1, axis2=2)).all())
+
+    check = None if allow_non_finite else finite
+    sums = _square(zoo, add, worker, memory, per_tensor, "Gram matrix", check, progress)
+    others = {t.name: f"{t.dtypes[0]} is not floating point" for t in zoo.copied}
     return Gram(
-        total=torch.from_numpy(total.value()),
-        per_tensor=torch.from_numpy(kept) if per_tensor else None,
+        total=torch.from_numpy(sums.total),
+        per_tensor=None if sums.per_tensor is None else torch.from_numpy(sums.per_tensor),
         tensors=tuple(tensor.name for tensor in zoo.tensors),
         members=zoo.names,
-        has_base=zoo.base is not None,
-        left_out=zoo.left_out | {t.name: f"{t.dtypes[0]} is not floating point" for t in zoo.copied},
+        has_base=based,
+        left_out=zoo.left_out | others,
     )
 
 
-class _Accurate:
-    """A sum in twice float64's precision (Knuth's two-sum): the same in any order of terms."""
+def pairwise_distances(
+    zoo: Zoo,
+    *,
+    metric: str = "l2",
+    device: str = "auto",
+    memory: int | str = "1GiB",
+    progress: Progress | None = None,
+) -> torch.Tensor:
+    """Distances between all members by direct difference, in one pass: float64 ``[n, n]``.
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self._sum, self._lost = np.zeros(shape), np.zeros(shape)
+    ``l2``: the Euclidean distance. ``l1``: the mean absolute difference of their weights. The base
+    plays no part, so pairs much closer to each other than to the base are exact too; that is what
+    :func:`refine` uses it for.
+    """
+    if metric not in ("l1", "l2"):
+        raise ValueError(f"metric: expected 'l1' or 'l2', got {metric!r}")
+    worker = device_named(device)
 
-    def add(self, term: np.ndarray) -> None:
-        summed = self._sum + term
-        back = summed - self._sum
-        self._lost += (self._sum - (summed - back)) + (term - back)
-        self._sum = summed
+    def add(chunk: Chunk, segments: np.ndarray, sums: np.ndarray) -> None:
+        worker.products(metric, chunk, segments, sums, based=False)
 
-    def value(self) -> np.ndarray:
-        return self._sum + self._lost
+    total = _square(zoo, add, worker, memory, False, "distances", None, progress).total
+    return torch.from_numpy(np.sqrt(total) if metric == "l2" else total / zoo.numel)
+
+
+CLOSE = 1e-10
+"""Squared distance, relative to the two squared norms, below which a Gram matrix is not trusted:
+1e4 times the error that float32 differences and float64 sums leave, so that what is kept is right to
+about four digits."""
+
+
+def refine(
+    distances: torch.Tensor, gram: Gram, zoo: Zoo, *, memory: int | str = "1GiB"
+) -> torch.Tensor:
+    """Euclidean distances with those of near-duplicates recomputed by direct difference.
+
+    Reads only the models that have a close neighbour (squared distance below 1e-10 of the squared
+    norms, and not 0), and nothing if none has.
+    """
+    squared_norms = gram.total.diagonal()
+    scale = squared_norms[:, None] + squared_norms[None, :]
+    close = (distances > 0) & (distances.square() < CLOSE * scale)
+    involved = torch.nonzero(close.any(dim=1)).flatten().tolist()
+    if not involved:
+        return distances
+    patterns = {name.replace("[", "[[]") for name in gram.left_out if name in zoo.left_out}
+    part = open_zoo([zoo.members[i] for i in involved], exclude=sorted(patterns))
+    exact = pairwise_distances(part, memory=memory)
+    refined = distances.clone()
+    for a, i in enumerate(involved):
+        for b, j in enumerate(involved):
+            if close[i, j]:
+                refined[i, j] = exact[a, b]
+    return refined
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Statistics of each member (and the base, last), float64: ``[n]`` in all, or ``[n_tensors, n]``.
+
+    NaN and Inf are left out of all but their count.
+    """
+
+    norm: np.ndarray
+    mean: np.ndarray
+    max_abs: np.ndarray
+    kurtosis: np.ndarray  # 3 for a normal distribution
+    non_finite: np.ndarray  # how many elements are NaN or Inf
+    changed: np.ndarray  # share of elements that differ from the base (NaN without one)
+
+
+def statistics(
+    zoo: Zoo,
+    *,
+    per_tensor: bool = False,
+    device: str = "auto",
+    memory: int | str = "1GiB",
+    progress: Progress | None = None,
+) -> Statistics:
+    """Norm, mean, max |x|, kurtosis, NaN/Inf count and share changed, of all models in one read."""
+    worker = device_named(device)
+    n = len(zoo.checkpoints)
+
+    def add(chunk: Chunk, segments: np.ndarray, sums: np.ndarray) -> None:
+        worker.row_moments(chunk, segments, sums, based=zoo.base is not None)
+
+    sums = sum_over_tensors(
+        zoo, range(n), (n, moments.N), add, worker=worker, budget=parse_bytes(memory), keep=True,
+        what="statistics", progress=progress,
+    )  # fmt: skip
+    assert sums.per_tensor is not None
+    has_base = zoo.base is not None
+    if per_tensor:
+        tables = [
+            moments.statistics(table, tensor.numel, has_base=has_base)
+            for table, tensor in zip(sums.per_tensor, zoo.tensors, strict=True)
+        ]
+        return Statistics(*(np.stack(columns) for columns in zip(*tables, strict=True)))
+    total = sums.total
+    total[:, moments.MAX_ABS] = sums.per_tensor[:, :, moments.MAX_ABS].max(axis=0)
+    return Statistics(*moments.statistics(total, zoo.numel, has_base=has_base))
+
+
+def _square(zoo: Zoo, add, worker: Device, memory, keep, what, check, progress) -> TensorSums:
+    # the base is read only where it is the origin
+    rows = range(len(zoo.checkpoints) if what == "Gram matrix" else len(zoo))
+    return sum_over_tensors(
+        zoo, rows, (len(zoo), len(zoo)), add, worker=worker, budget=parse_bytes(memory), keep=keep,
+        what=what, check=check, progress=progress,
+    )  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 from wkernels import mixes
 from wspace.devices import Device, device_named
 from wspace.errors import MisalignedZooError, NonFiniteError, OutputError
-from wspace.non_finite import describe_non_finite
+from wspace.passes import describe_non_finite
 from wspace.sizes import parse_bytes
 from wspace.storage.headers import BITS, CODES, KERNEL_NAMES
 from wspace.storage.reading import Reader, append_range

@@ -51,9 +51,9 @@ def slerp(gram: Gram | torch.Tensor, t: Numbers, *, pair: tuple[int, int] = (0, 
 
         sin((1 - t) a) / sin(a) * tau_first + sin(t a) / sin(a) * tau_second
 
-    The task vectors are not normalised, so the length moves between theirs. ``t`` and ``pair`` as in
-    :func:`lerp`; the zoo's size comes from ``gram``, whose rows must be task vectors. Rows do not
-    sum to 1: mixing them needs the base.
+    The task vectors are not normalised, so the length moves between theirs. ``t`` and ``pair`` as
+    in :func:`lerp`; the zoo's size comes from ``gram``, whose rows must be task vectors. The rows
+    do not sum to 1: mixing them needs the base.
 
     Returns float64 ``[n_mixes, n]``. Angles under 1e-7 give :func:`lerp`'s rows, from which the
     arc's differ less there than the cosine's rounding. Raises ValueError where no one arc exists: a
@@ -114,7 +114,7 @@ def centroids(labels: Labels) -> torch.Tensor:
     ``labels``: one for each model, numbers or strings. Returns float64 ``[n_groups, n]``, a row for
     each distinct label in ascending order. Source: the paper (arXiv 2302.04863), section 7.
     """
-    members = _members(labels)
+    members, _ = _members(labels)
     return members / members.sum(dim=1, keepdim=True)
 
 
@@ -128,11 +128,10 @@ def leave_group_out(labels: Labels, *, groups_equally: bool = False) -> torch.Te
     out, ascending. Raises ValueError if there is only one group.
     Source: the paper (arXiv 2302.04863), section 7 and appendix H.
     """
-    members = _members(labels)
+    members, groups = _members(labels)
     if len(members) == 1:
         raise ValueError(
-            f"labels: every model is in the one group {_listed(labels)[0]!r}; leaving it out leaves "
-            "no model to average"
+            f"labels: every model is in group {groups[0]!r}; leaving it out leaves none"
         )
     shares = members / members.sum(dim=1, keepdim=True) if groups_equally else members
     # a sum over the others, not total minus own: exact zeros for the group left out
@@ -154,7 +153,8 @@ def _steps(t: Numbers) -> torch.Tensor:
     steps = _finite("t", t)
     if steps.ndim > 1 or not steps.numel():
         raise ValueError(
-            f"t: expected a number or [n_mixes] numbers, at least one, got shape {list(steps.shape)}"
+            "t: expected a number or [n_mixes] numbers, at least one, got shape "
+            f"{list(steps.shape)}"
         )
     return steps.reshape(-1)
 
@@ -182,21 +182,16 @@ def _placed(
     return rows
 
 
-def _listed(labels: Labels) -> list:
-    return labels.tolist() if isinstance(labels, torch.Tensor | np.ndarray) else list(labels)
-
-
-def _members(labels: Labels) -> torch.Tensor:
-    """1 where a model is in a group: ``[n_groups, n]``, groups ascending."""
-    listed = _listed(labels)
-    if not listed:
-        raise ValueError("labels: expected one label for each model, got none")
+def _members(labels: Labels) -> tuple[torch.Tensor, list]:
+    """1 where a model is in a group, ``[n_groups, n]``, and the groups' labels, ascending."""
     try:
-        if any(label != label for label in listed):
+        plain = [x.item() if isinstance(x, torch.Tensor | np.generic) else x for x in labels]
+        if any(label != label for label in plain):
             raise TypeError("NaN is no label")
-        groups = sorted(set(listed))
-    except TypeError as error:
-        raise ValueError(
-            f"labels: expected one number or one string for each model ({error})"
-        ) from None
-    return torch.tensor([[label == group for label in listed] for group in groups]).double()
+        groups = sorted(set(plain))
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"labels: expected a number or string for each model ({error})") from None
+    if not groups:
+        raise ValueError("labels: expected one for each model, got none")
+    inside = [[label == group for label in plain] for group in groups]
+    return torch.tensor(inside, dtype=torch.float64), groups

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from wspace.errors import WeightsError
 
-# float32 weights that were meant to sum to 1 are this close; no wrong set of weights is likely to be
+# float32 weights that were meant to sum to 1 are this close
 SUM_TOLERANCE = 1e-6
 
 

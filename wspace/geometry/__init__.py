@@ -1,12 +1,13 @@
 """What follows from the Gram matrix: distances, angles, clusters, medians. Reads no bytes.
 
-Every function takes a :class:`~wspace.gram.Gram`, or a plain symmetric float64 tensor ``[n, n]`` of
-inner products, and works in float64 on the CPU. Errors are ``ValueError``, and ``TypeError`` for
+Every function takes a :class:`~wspace.grams.Gram`, or a plain symmetric float64 tensor ``[n, n]``
+of inner products, and works in float64 on the CPU. Errors are ``ValueError``, and ``TypeError`` for
 another dtype.
 """
 
 from wspace.geometry.clusters import Clusters, kmeans, spectral_clustering
-from wspace.geometry.distances import (
+from wspace.geometry.medians import geometric_median, medoid
+from wspace.geometry.metrics import (
     cosines,
     directions,
     distances,
@@ -16,7 +17,6 @@ from wspace.geometry.distances import (
     norms,
     squared_distances,
 )
-from wspace.geometry.medians import geometric_median, medoid
 
 __all__ = [
     "Clusters",

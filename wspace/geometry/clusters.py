@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from wspace.geometry.distances import cosines, directions, gram_matrix, squared_distances
+from wspace.geometry.metrics import cosines, directions, gram_matrix, squared_distances
 from wspace.grams import Gram
 
 # Of the largest squared norm: smaller leads decide nothing, so that ties fall alike everywhere.
@@ -27,16 +27,16 @@ class Clusters(NamedTuple):
 def kmeans(
     gram: Gram | torch.Tensor, k: int, *, seed: int = 0, restarts: int = 10, normalize: bool = False
 ) -> Clusters:
-    """Groups with the least sum of squared distances to their averages, as far as ``restarts`` find.
+    """Groups with the least sum of squared distances to their averages, as far as restarts find it.
 
-    Lloyd's iteration from greedy k-means++ starts, the best of ``restarts``. Distances to a centroid
-    need no centroid: ``d(i, c)^2 = mean_j d_ij^2 - mean_jl d_jl^2 / 2`` over its members. With
-    ``normalize`` the task vectors are first scaled to length 1, which clusters by angle; the weights
-    returned are still plain averages of the models.
+    Lloyd's iteration from greedy k-means++ starts, the best of ``restarts``. The distance to a
+    centroid needs no centroid: ``d(i, c)^2 = mean_j d_ij^2 - mean_jl d_jl^2 / 2`` over its members.
+    With ``normalize`` the task vectors are first scaled to length 1, which clusters by angle (those
+    of zero stay zero); the weights returned are still plain averages of the models.
 
-    Copies of a model may be parted only when ``k`` exceeds the number of distinct models. Sums run in
-    a fixed order and leads below 1e-12 of the largest squared norm decide nothing: one ``seed`` gives
-    the same clusters on every machine. Raises ValueError for ``k`` out of range.
+    Copies of a model are parted only where ``k`` exceeds the number of distinct models. Sums run in
+    a fixed order, and leads below 1e-12 of the largest squared norm decide nothing: one ``seed``
+    gives the same clusters on every machine. Raises ValueError for ``k`` out of range.
     """
     points = directions(gram) if normalize else gram_matrix(gram)
     return _cluster(points, k, seed, restarts)
@@ -115,7 +115,7 @@ def _lloyd(
 
 
 def _plus_plus(squared: torch.Tensor, k: int, generator: torch.Generator) -> list[int]:
-    """Greedy k-means++: of a few models drawn by squared distance, the one that leaves the least."""
+    """Greedy k-means++: of some models drawn by squared distance, the one that leaves the least."""
 
     def draw(count: int) -> torch.Tensor:
         return torch.rand(count, generator=generator, dtype=torch.float64)
@@ -146,7 +146,7 @@ def _filled(squared: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor
 
 
 def _sums(squared: torch.Tensor, labels: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squared distances summed over a cluster's members, ``[k, n]``, and over its pairs, ``[k]``."""
+    """Squared distances summed over each cluster's members ``[k, n]``, and its pairs ``[k]``."""
     # index_add: one fixed order of additions, whatever the threads or the vector width
     sums = squared.new_zeros(k, len(squared)).index_add_(0, labels, squared)
     within = sums.gather(0, labels[None])[0]

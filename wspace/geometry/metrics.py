@@ -12,8 +12,8 @@ def gram_matrix(gram: Gram | torch.Tensor, *, per_tensor: bool = False) -> torch
     """The checked matrix of inner products: float64 ``[n, n]``, symmetric bit for bit.
 
     With ``per_tensor``, ``[n_tensors, n, n]``. A matrix that is symmetric but for rounding (1e-9 of
-    its largest diagonal entry) is averaged with its transpose; anything else is refused, as are NaN,
-    Inf and negative squared norms.
+    its largest diagonal entry) is averaged with its transpose; anything else is refused, as are
+    NaN, Inf and negative squared norms.
     """
     if not per_tensor:
         matrix = gram.total if isinstance(gram, Gram) else gram
@@ -56,8 +56,8 @@ def distances(gram: Gram | torch.Tensor, *, per_tensor: bool = False) -> torch.T
     """Euclidean distances between the models: ``sqrt(max(0, G_ii + G_jj - 2 G_ij))``.
 
     Float64 ``[n, n]``, or ``[n_tensors, n, n]``; symmetric bit for bit, exactly 0 on the diagonal
-    and between models whose rows of the Gram matrix are equal. The squares carry the rounding of the
-    entries, some 1e-16 of ``G_ii + G_jj``: without a base a distance below 1e-7 of the norms is noise.
+    and between copies of a model. Squares carry the rounding of the entries, about 1e-16 of
+    ``G_ii + G_jj``: without a base, distances below 1e-7 of the norms are noise.
     """
     return squared_distances(gram, per_tensor=per_tensor).sqrt()
 
@@ -73,8 +73,8 @@ def norms(gram: Gram | torch.Tensor, *, per_tensor: bool = False) -> torch.Tenso
 def cosines(gram: Gram | torch.Tensor, *, per_tensor: bool = False) -> torch.Tensor:
     """Cosine similarity of the task vectors: ``G_ij / sqrt(G_ii G_jj)``, within [-1, 1].
 
-    Float64 ``[n, n]``, or ``[n_tensors, n, n]``; the diagonal is exactly 1. A task vector of zero (a
-    model equal to the base) has no direction: its cosine is 0 with every other model.
+    Float64 ``[n, n]``, or ``[n_tensors, n, n]``; the diagonal is exactly 1. A task vector of zero
+    (a model equal to the base) has no direction: its cosine is 0 with every other model.
     Source: the paper (arXiv 2302.04863), section 4, which clusters by it.
     """
     similar = directions(gram, per_tensor=per_tensor)
@@ -107,10 +107,10 @@ def mixed_gram(gram: Gram | torch.Tensor, weights: torch.Tensor) -> torch.Tensor
 def distances_to_centroid(gram: Gram | torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Distance of every model to each mix: ``sqrt(G_ii - 2 (G w)_i + w^T G w)``.
 
-    ``weights [n_mixes, n]``, or ``[n]`` for one mix, as for a merge: any rows with a base, rows that
-    sum to 1 for a Gram without one. Returns float64 ``[n_mixes, n]``.
-    Numerics: computed as ``sum_j w_j d_ij^2 - (w^T d^2 w) / 2`` with the base as one more point, of
-    weight ``1 - sum(w)``, so that the error is a part of the distances and not of the norms.
+    ``weights [n_mixes, n]``, or ``[n]`` for one mix, as for a merge: any rows with a base; without
+    one, rows that sum to 1. Returns float64 ``[n_mixes, n]``.
+    Numerics: taken from squared distances, ``sum_j w_j d_ij^2 - sum_jl w_j w_l d_jl^2 / 2`` with
+    the base as one more point of weight ``1 - sum(w)``: exactly 0 from a model to itself.
     """
     rows = _mixes(gram, weights)
     squared = squared_distances(torch.nn.functional.pad(gram_matrix(gram), (0, 1, 0, 1)))

@@ -1,0 +1,75 @@
+"""``wspace merge``: mixes of models as new checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from wspace.cli.options import add_work, add_zoo, note, note_zoo, progress_bar, zoo_of
+from wspace.errors import WeightsError
+from wspace.sizes import format_bytes
+
+SUMMARY = "mixes of models, written as checkpoints, from one read"
+DESCRIPTION = """\
+Writes base + sum of weight * (model - base); without --base the weights must sum to 1, and
+it writes sum of weight * model. Several mixes in one read: repeat --weights and -o.
+The output has the dtype of the base (or of the first model), the first model's config and
+tokenizer files if there is no base, Hub-named shards, and a record of how it was made."""
+EXAMPLE = "wspace merge runs/* --weights 0.6,0.4 -o mixed"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_zoo(parser)
+    parser.add_argument("--uniform", action="store_true", help="the average of all models")
+    parser.add_argument(
+        "--weights", action="append", default=[], metavar="W,W,...",
+        help="one weight for each model, in their order; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", action="append", required=True, metavar="OUT",
+        help="a new folder; one for each mix, --uniform first",
+    )  # fmt: skip
+    parser.add_argument("--dtype", help="float32, float16, bfloat16 or float64")
+    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
+    add_work(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    from wspace.merging import merge  # numpy: not for --help
+
+    started = time.perf_counter()
+    zoo = zoo_of(options)
+    note_zoo(options, zoo)
+    weights = [[1 / len(zoo)] * len(zoo)] if options.uniform else []
+    weights += [_row(text, len(zoo)) for text in options.weights]
+    if not weights:
+        raise WeightsError("give --uniform or --weights")
+    if len(weights) != len(options.output):
+        raise WeightsError(
+            f"{len(weights)} mixes and {len(options.output)} outputs: give -o once for each mix"
+        )
+    with progress_bar(options, "merge") as progress:
+        outs = merge(
+            zoo, weights, options.output, dtype=options.dtype,
+            max_shard_size=options.max_shard_size, device=options.device, memory=options.memory,
+            allow_non_finite=options.allow_non_finite, progress=progress,
+        )  # fmt: skip
+    seconds = time.perf_counter() - started
+    read = format_bytes(sum(checkpoint.nbytes for checkpoint in zoo.checkpoints))
+    note(options, f"merged {len(zoo)} models ({read}) in {seconds:.1f} s")
+    for out in outs:
+        print(out)
+    sys.stdout.flush()
+
+
+def _row(text: str, n: int) -> list[float]:
+    try:
+        row = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise WeightsError(
+            f"--weights {text}: expected numbers with commas between, such as 0.6,0.4"
+        ) from None
+    if len(row) != n:
+        raise WeightsError(f"--weights {text}: {len(row)} weights for {n} models")
+    return row

@@ -1,0 +1,104 @@
+"""Options that several commands share, and what they open."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from wspace.errors import WspaceError
+from wspace.zoo import Zoo, open_zoo
+
+if TYPE_CHECKING:
+    from wspace.stream import Progress
+
+
+def add_zoo(parser: argparse.ArgumentParser) -> None:
+    """The models, their base, and the filters."""
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL",
+        help="a folder or file of weights, a quoted pattern, or a Hub id",
+    )  # fmt: skip
+    parser.add_argument("--base", help="what the models were tuned from; the origin of all angles")
+    parser.add_argument(
+        "--include", action="append", default=[], metavar="PATTERN",
+        help="only tensors whose names match, such as '*.layer.3.*'; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="PATTERN",
+        help="no tensors whose names match, such as 'classifier.*'; may be repeated",
+    )  # fmt: skip
+
+
+def add_work(parser: argparse.ArgumentParser) -> None:
+    """Where and within what memory a pass runs."""
+    parser.add_argument(
+        "--device", default="auto", help="auto (default), cpu, cuda or cuda:N"
+    )
+    parser.add_argument(
+        "--memory", default="1GiB", metavar="SIZE", help="bound on all buffers (default 1GiB)"
+    )
+    parser.add_argument("--allow-non-finite", action="store_true", help="let NaN and Inf pass")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no notes")
+
+
+def add_format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--format", choices=("table", "json", "csv"), default="table", help="default table"
+    )
+
+
+def zoo_of(options: argparse.Namespace) -> Zoo:
+    """Opens what the options name; with a base, a model given as the base itself stays out."""
+    models = options.models
+    if options.base is not None:
+        # a shell expands runs/* with the base in it
+        models = [model for model in models if model.rstrip("/") != options.base.rstrip("/")]
+        if not models:
+            raise WspaceError(f"{options.base} is the base; give at least one model besides it")
+    return open_zoo(models, base=options.base, include=options.include, exclude=options.exclude)
+
+
+def note(options: argparse.Namespace, text: str) -> None:
+    if not options.quiet:
+        print(text, file=sys.stderr)
+
+
+def note_zoo(options: argparse.Namespace, zoo: Zoo) -> None:
+    """What takes no part, and dtypes that differ: said once, before the work."""
+    if zoo.left_out:
+        names = list(zoo.left_out)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        note(options, f"note: left out {', '.join(names[:3])}{more}")
+    kinds = sorted({dtype for tensor in zoo.tensors for dtype in tensor.dtypes})
+    if any(len(set(tensor.dtypes)) > 1 for tensor in zoo.tensors):
+        note(options, f"note: dtypes differ between models: {', '.join(kinds)}")
+
+
+@contextmanager
+def progress_bar(options: argparse.Namespace, what: str) -> Iterator[Progress | None]:
+    """Bytes, rate and time left, on a terminal; nothing in a pipe."""
+    if options.quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
