@@ -1,4 +1,4 @@
-"""The element types the kernels read and write. Imports nothing, so a merge need not import torch."""
+"""The element types that the kernels read and write. Imports nothing: merges do without torch."""
 
 FLOATS = {  # name, as torch spells it -> bytes per element
     "float64": 8,

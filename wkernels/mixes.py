@@ -9,9 +9,9 @@ BASE = -1
 
 
 def copied_rows(weights: np.ndarray, *, has_base: bool) -> np.ndarray:
-    """For each mix, the input that it equals: its index, ``BASE``, or ``MIXED`` if it is computed.
+    """For each mix, the input that it equals: an index, ``BASE``, or ``MIXED`` if it is computed.
 
-    A row with a single non-zero weight of 1 is that model; a row of zeros, with a base, is the base.
+    A row with a single non-zero weight of 1 is that model; a row of zeros, with a base, is it.
     Computing them would be wrong in the last bits: ``base + 1 * (x - base)`` rounds twice, and
     ``-0 + 0`` is ``+0``.
 

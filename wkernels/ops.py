@@ -107,7 +107,9 @@ def weighted_sum_tensors(
         )
     for t in range(len(models[0])):
         flat = [party[t].detach().view(-1) for party in parties]
-        inputs = [row for k, row in enumerate(flat) if not len(models) <= k < len(models + outs)]
+        inputs = [
+            row for k, row in enumerate(flat) if not len(models) <= k < len(models) + len(outs)
+        ]
         _rows(inputs, f"tensor {t}")
         _rows(flat[len(models) : len(models) + len(outs)], f"outs, tensor {t}", like=inputs,
               types=dtypes.OUTPUTS)  # fmt: skip
@@ -121,7 +123,8 @@ def weighted_sum_tensors(
         for j, source in enumerate(copied):
             if source != mixes.MIXED:
                 chosen = base if source == mixes.BASE else models[source]
-                torch._foreach_copy_(list(outs[j]), list(chosen or ()))
+                for target, tensor in zip(outs[j], chosen or (), strict=True):
+                    target.copy_(tensor)
         return
     for t in range(len(models[0])):
         weighted_sum(
@@ -173,7 +176,7 @@ def pairwise_distances(
 
 
 class RowStatistics(NamedTuple):
-    """Statistics of each row, float64 ``[n_models]``; NaN and Inf are left out of all but their count."""
+    """Statistics of each row, float64 ``[n_models]``, of its finite elements."""
 
     norm: torch.Tensor  # sqrt(sum_k x_k**2)
     mean: torch.Tensor

@@ -1,4 +1,4 @@
-"""Chunks on a GPU: read into pinned memory, copied while the last chunk is worked on. Needs torch."""
+"""Chunks on a GPU: read into pinned memory, copied while the last one is worked on. Needs torch."""
 
 from __future__ import annotations
 

@@ -96,8 +96,8 @@ def pairwise_distances(
 
 CLOSE = 1e-10
 """Squared distance, relative to the two squared norms, below which a Gram matrix is not trusted:
-1e4 times the error that float32 differences and float64 sums leave, so that what is kept is right to
-about four digits."""
+1e4 times the error that float32 differences and float64 sums leave, so that what is kept has about
+four right digits."""
 
 
 def refine(
@@ -127,7 +127,7 @@ def refine(
 
 @dataclass(frozen=True)
 class Statistics:
-    """Statistics of each member (and the base, last), float64: ``[n]`` in all, or ``[n_tensors, n]``.
+    """Statistics of each member (and the base, last), float64: ``[n]``, or ``[n_tensors, n]``.
 
     NaN and Inf are left out of all but their count.
     """

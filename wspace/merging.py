@@ -123,9 +123,7 @@ def output_dtype(zoo: Zoo, tensor: ZooTensor, dtype: str | None) -> str:
     """The type a mixed tensor is written in: see the rule in :func:`merge`."""
     if dtype is not None:
         if dtype not in ("float64", "float32", "float16", "bfloat16"):
-            raise OutputError(
-                f"dtype {dtype!r}: expected float64, float32, float16 or bfloat16"
-            )
+            raise OutputError(f"dtype {dtype!r}: expected float64, float32, float16 or bfloat16")
         return CODES[dtype]
     donor = tensor.dtypes[len(zoo) if zoo.base else 0]
     return "BF16" if BITS[donor] == 8 else donor

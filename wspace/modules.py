@@ -137,7 +137,7 @@ class ResidentZoo:
                         target.copy_(values[piece.at : piece.at + n])
 
     def mix(self, weights: Any, *, dtype: str | None = None) -> list[dict[str, torch.Tensor]]:
-        """One state dict for each row of weights ``[n_mixes, n]``, as :func:`wspace.merge` has it."""
+        """A state dict for each row of weights ``[n_mixes, n]``, as :func:`wspace.merge` has it."""
         from wspace.weights import check_weights
 
         table = check_weights(weights, len(self.zoo), has_base=self.zoo.base is not None)
@@ -148,9 +148,7 @@ class ResidentZoo:
                 (len(table), rows[0].numel()), dtype=_torch_type(code), device=self.device
             )
             base = rows[-1] if self.zoo.base else None
-            ops.weighted_sum(
-                rows[: len(self.zoo)], torch.from_numpy(table), base=base, out=flat
-            )
+            ops.weighted_sum(rows[: len(self.zoo)], torch.from_numpy(table), base=base, out=flat)
             for index, start in places:
                 tensor = self.zoo.tensors[index]
                 for state, values in zip(states, flat, strict=True):
@@ -164,7 +162,8 @@ class ResidentZoo:
         kinds = {str(target.dtype).removeprefix("torch.") for target in targets.values()}
         row = np.atleast_2d(np.asarray(weights, dtype=np.float64))
         (state,) = self.mix(row, dtype=kinds.pop() if len(kinds) == 1 else "float32")
-        torch._foreach_copy_(list(targets.values()), [state[name] for name in targets])
+        for name, target in targets.items():
+            target.copy_(state[name])
         return untouched
 
     def gram(self) -> Gram:

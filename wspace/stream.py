@@ -122,8 +122,8 @@ def chunk_elements(
     fitting = (budget - fixed) // per_element
     if fitting < CUT:
         raise BudgetError(
-            f"{what}: a memory budget of {budget} bytes is too small; one chunk of {CUT} elements of "
-            f"{len(in_dtypes)} checkpoints needs {CUT * per_element + fixed} bytes"
+            f"{what}: a memory budget of {budget} bytes is too small; one chunk of {CUT} elements "
+            f"of {len(in_dtypes)} checkpoints needs {CUT * per_element + fixed} bytes"
         )
     best = max(CUT, target // max(1, in_bytes))
     return min(fitting, best) // CUT * CUT
@@ -151,9 +151,7 @@ class Stream:
         layouts = [row_starts(plan.n, plan.dtypes) for plan in plans]
         self._starts = [starts for starts, _ in layouts]
         self._lengths = [length for _, length in layouts]
-        self.nbytes = sum(
-            plan.n * sum(BITS[dtype] for dtype in plan.dtypes) // 8 for plan in plans
-        )
+        self.nbytes = sum(plan.n * sum(BITS[dtype] for dtype in plan.dtypes) // 8 for plan in plans)
         n_slots = min(SLOTS, len(plans))
         self._slots = [device.host_buffer(max(self._lengths, default=0)) for _ in range(n_slots)]
         self._reader = Reader(threads or min(8, 2 * (os.cpu_count() or 1)))
@@ -178,7 +176,9 @@ class Stream:
         for k, plan in enumerate(self.plans):
             for future in self._pending[k % len(self._slots)]:
                 future.result()
-            yield Chunk(plan, self._slots[k % len(self._slots)][: self._lengths[k]], self._starts[k])
+            yield Chunk(
+                plan, self._slots[k % len(self._slots)][: self._lengths[k]], self._starts[k]
+            )
             if k + len(self._slots) < len(self.plans):
                 self._pending[k % len(self._slots)] = self._submit(k + len(self._slots))
 

@@ -35,7 +35,7 @@ def blocks_of(segments: np.ndarray) -> Blocks:
 
 @kernel
 def add_in_order(partial, owner, out):
-    """``out[owner[b]] += partial[b]`` for each block ``b``, first to last; both are ``[:, n, m]``."""
+    """``out[owner[b]] += partial[b]`` for each block ``b``, first to last; each is ``[n, m]``."""
     for b in range(partial.shape[0]):
         target = out[owner[b]]
         for i in range(partial.shape[1]):

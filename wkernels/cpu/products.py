@@ -33,7 +33,7 @@ def products(
     *,
     threads: int,
 ) -> None:
-    """Adds to ``out[s, i, j]`` the product or distance of row ``i`` and column ``j`` in segment ``s``.
+    """Adds to ``out[s, i, j]`` what ``op`` gives for row ``i`` and column ``j`` in segment ``s``.
 
     ``op``: ``dot`` (of base-centred rows), ``l2`` (sum of squared differences), ``l1`` (sum of
     absolute differences). ``columns`` None means the rows themselves; then only one triangle is

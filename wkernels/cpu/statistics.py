@@ -20,7 +20,7 @@ def row_moments(
 ) -> None:
     """Adds to ``sums[s, i]`` the columns of ``wkernels.moments`` for row ``i`` in segment ``s``.
 
-    ``segments``: int64 ``[n_segments, 2]``; ``sums``: float64 ``[n_segments, n_rows, N]``, where the
+    ``segments``: int64 ``[n_segments, 2]``; ``sums``: float64 ``[n_segments, n_rows, N]``; its
     column ``MAX_ABS`` is a maximum instead.
     """
     blocks = blocks_of(segments)

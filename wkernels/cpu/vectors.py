@@ -146,7 +146,11 @@ def _read(name: str, action: str):
     return read
 
 
-READS = {(name, action): _read(name, action) for name in _STORED for action in ("read", "centre", "widen")}
+READS = {
+    (name, action): _read(name, action)
+    for name in _STORED
+    for action in ("read", "centre", "widen")
+}
 
 
 def _mix(name: str, n_models: int, n_mixes: int, based: bool):
@@ -222,7 +226,10 @@ MIXES = {
     for name in _STORED
     # four rows at a time only where there is arithmetic to save: memory likes one row at a time
     for n_models, n_mixes, based in (
-        (1, 1, False), (1, 1, True), (1, SIDE, True), (SIDE, SIDE, True)
+        (1, 1, False),
+        (1, 1, True),
+        (1, SIDE, True),
+        (SIDE, SIDE, True),
     )
 }
 
@@ -255,7 +262,7 @@ def _rounded(builder, value, name: str):
 def _store(name: str):
     @intrinsic
     def store(context, values, n, out):
-        """Rounds ``n`` float32 (a multiple of ``TURN``) once; returns how many are NaN or Inf then."""
+        """Rounds ``n`` float32 (a multiple of ``TURN``) once; returns how many are NaN or Inf."""
 
         def generate(context, builder, signature, args):
             values, n, out = args

@@ -9,7 +9,7 @@ from wkernels.cpu.jit import fma, inner, kernel
 from wkernels.cpu.parallel import over_ranges
 from wkernels.cpu.pointers import Pointers
 from wkernels.cpu.vectors import MIXES, SIDE, TURN
-from wkernels.mixes import BASE, MIXED
+from wkernels.mixes import MIXED
 
 BLOCK = 4096
 """Elements at a time for a single mix without a base: its sums fill half of a first-level cache."""
@@ -61,7 +61,8 @@ def weighted_sum(
 
 @kernel
 def _range(
-    addresses, codes, factors, base_address, base_code, out_addresses, out_codes, copies, start, stop
+    addresses, codes, factors, base_address, base_code, out_addresses, out_codes, copies,
+    start, stop,
 ):  # fmt: skip
     n_mixes = factors.shape[0]
     based = base_address.size == 1
@@ -125,7 +126,7 @@ def _of_one_type(codes, i):
 
 @inner
 def _has_vectors(code):
-    return code == BFLOAT16 or code == FLOAT16 or code == FLOAT32
+    return code in (BFLOAT16, FLOAT16, FLOAT32)
 
 
 @inner

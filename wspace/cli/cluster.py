@@ -109,8 +109,8 @@ def _write(report: Path, names, columns, rows, products, options, agreement) -> 
         write_csv(file, columns, rows)
     for title, matrix in tables.items():
         with (report / f"{title}.csv").open("w", newline="", encoding="utf-8") as file:
-            write_csv(file, ["model", *names],
-                      [[name, *row] for name, row in zip(names, matrix.tolist(), strict=True)])  # fmt: skip
+            lines = [[name, *row] for name, row in zip(names, matrix.tolist(), strict=True)]
+            write_csv(file, ["model", *names], lines)
     content = {
         "models": list(names),
         "base": options.base,

@@ -53,9 +53,7 @@ def run(options: argparse.Namespace) -> None:
             if options.metric == "cosine":
                 matrix = geometry.cosines(products)
             else:
-                matrix = refine(
-                    geometry.distances(products), products, zoo, memory=options.memory
-                )
+                matrix = refine(geometry.distances(products), products, zoo, memory=options.memory)
                 to_base = geometry.norms(products) if zoo.base else None
     if options.metric == "cosine" and zoo.base is None:
         note(options, "note: without --base these are cosines of the weights, all nearly 1")

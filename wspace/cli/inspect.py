@@ -41,9 +41,7 @@ def run(options: argparse.Namespace) -> None:
         from wspace.grams import statistics
 
         with progress_bar(options, "statistics") as progress:
-            found = statistics(
-                zoo, device=options.device, memory=options.memory, progress=progress
-            )
+            found = statistics(zoo, device=options.device, memory=options.memory, progress=progress)
         columns += ["norm", "mean", "max_abs", "kurtosis", "non_finite", "changed"]
         for k, row in enumerate(rows):
             row += [float(found.norm[k]), float(found.mean[k]), float(found.max_abs[k])]

@@ -34,9 +34,7 @@ def add_zoo(parser: argparse.ArgumentParser) -> None:
 
 def add_work(parser: argparse.ArgumentParser) -> None:
     """Where and within what memory a pass runs."""
-    parser.add_argument(
-        "--device", default="auto", help="auto (default), cpu, cuda or cuda:N"
-    )
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument(
         "--memory", default="1GiB", metavar="SIZE", help="bound on all buffers (default 1GiB)"
     )
@@ -100,5 +98,3 @@ def progress_bar(options: argparse.Namespace, what: str) -> Iterator[Progress | 
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-

@@ -101,20 +101,25 @@ def _lloyd(
     squared: torch.Tensor, k: int, tie: float, generator: torch.Generator
 ) -> tuple[torch.Tensor, int]:
     """Labels that no model leaves for a nearer centroid, and the number of iterations."""
-    starts = _plus_plus(squared, k, generator)
-    labels = _filled(squared, squared[:, starts].argmin(dim=1), k)
+    starts = _plus_plus(squared, k, tie, generator)
+    labels = _filled(squared, _first_least(squared[:, starts], tie), k, tie)
     for iteration in range(1, MAX_LLOYD_ITERATIONS + 1):
         to_centroids = _to_centroids(squared, labels, k)
         own = to_centroids.gather(1, labels[:, None])[:, 0]
-        least, nearest = to_centroids.min(dim=1)
-        moving = least < own - tie
+        moving = to_centroids.amin(dim=1) < own - tie
         if not moving.any():
             return labels, iteration
-        labels = _filled(squared, torch.where(moving, nearest, labels), k)
+        nearest = _first_least(to_centroids, tie)
+        labels = _filled(squared, torch.where(moving, nearest, labels), k, tie)
     return labels, MAX_LLOYD_ITERATIONS
 
 
-def _plus_plus(squared: torch.Tensor, k: int, generator: torch.Generator) -> list[int]:
+def _first_least(values: torch.Tensor, tie: float) -> torch.Tensor:
+    """Index of the first value along the last axis that is least, or no more than rounding above."""
+    return (values <= values.amin(dim=-1, keepdim=True) + tie).byte().argmax(dim=-1)
+
+
+def _plus_plus(squared: torch.Tensor, k: int, tie: float, generator: torch.Generator) -> list[int]:
     """Greedy k-means++: of some models drawn by squared distance, the one that leaves the least."""
 
     def draw(count: int) -> torch.Tensor:
@@ -129,19 +134,19 @@ def _plus_plus(squared: torch.Tensor, k: int, generator: torch.Generator) -> lis
         drawn = torch.searchsorted(summed, draw(2 + int(math.log(k))) * summed[-1], right=True)
         drawn = drawn.clamp_max(n - 1)
         remaining = torch.minimum(nearest, squared[drawn])
-        starts.append(int(drawn[remaining.cumsum(dim=1)[:, -1].argmin()]))
+        starts.append(int(drawn[_first_least(remaining.cumsum(dim=1)[:, -1], tie)]))
         nearest = torch.minimum(nearest, squared[starts[-1]])
     return starts
 
 
-def _filled(squared: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
+def _filled(squared: torch.Tensor, labels: torch.Tensor, k: int, tie: float) -> torch.Tensor:
     """Each empty cluster takes the model that is farthest from the centroid of its own."""
     labels = labels.clone()
     for cluster in range(k):
         sizes = labels.bincount(minlength=k)
         if not sizes[cluster]:
             own = _to_centroids(squared, labels, k).gather(1, labels[:, None])[:, 0]
-            labels[torch.where(sizes[labels] > 1, own, -math.inf).argmax()] = cluster
+            labels[_first_least(torch.where(sizes[labels] > 1, -own, math.inf), tie)] = cluster
     return labels
 
 

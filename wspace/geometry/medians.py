@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -53,8 +52,7 @@ def geometric_median(
             return (chosen / chosen.sum())[None]
         target = at.strength / at.strength.sum()
         steps = [target + min(1.0, held / at.force) * (at.weights - target)]
-        if not held:
-            newton = _newton(squared, at)
+        if not held and (newton := _newton(squared, at)).isfinite().all():
             steps += [at.weights + part * newton for part in (1, 1 / 4, 1 / 16, 1 / 64)]
         trials = [_pull(squared, weights) for weights in steps]
         best = min(trials, key=lambda trial: trial.total)
@@ -88,13 +86,9 @@ def _pull(squared: torch.Tensor, weights: torch.Tensor) -> _Pull:
     strength = torch.where(here, 0, 1 / to_mix.sqrt())
     # coefficients that sum to 0: the squared length of their sum is -c^T d^2 c / 2
     sum_of_units = strength - strength.sum() * weights
-    force = math.sqrt(
-        max(0.0, -float(((squared * sum_of_units).sum(dim=1) * sum_of_units).sum()) / 2)
-    )
-    total = float(to_mix.clamp_min(0).sqrt().sum())
-    return _Pull(
-        weights, to_mix, here, strength, force, total if math.isfinite(force) else math.inf
-    )
+    force = -((squared * sum_of_units).sum(dim=1) * sum_of_units).sum() / 2
+    force, total = force.clamp_min(0).sqrt(), to_mix.clamp_min(0).sqrt().sum()
+    return _Pull(weights, to_mix, here, strength, float(force), float(total))
 
 
 def _newton(squared: torch.Tensor, at: _Pull) -> torch.Tensor:
@@ -105,7 +99,7 @@ def _newton(squared: torch.Tensor, at: _Pull) -> torch.Tensor:
     """
     units = (at.squared[:, None] + at.squared - squared) / 2 * at.strength[:, None] * at.strength
     total = at.strength.sum()
-    # solve_ex: a singular system gives numbers that the caller turns down, not an exception
+    # solve_ex: a singular system gives a step that the caller turns down, not an exception
     system = torch.diag(total / at.strength) - units
     z = torch.linalg.solve_ex(system, units.sum(dim=1)).result
     step = (1 + z) * at.strength / total

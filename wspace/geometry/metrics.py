@@ -100,7 +100,7 @@ def mixed_gram(gram: Gram | torch.Tensor, weights: torch.Tensor) -> torch.Tensor
     origin as ``gram``, to pass to any function here; rows of ``torch.eye(n)`` stand for the models.
     """
     rows = _mixes(gram, weights)
-    mixed = rows @ gram_matrix(gram) @ rows.T
+    mixed = _products(_products(rows, gram_matrix(gram)), rows)
     return (mixed + mixed.T) / 2
 
 
@@ -115,9 +115,14 @@ def distances_to_centroid(gram: Gram | torch.Tensor, weights: torch.Tensor) -> t
     rows = _mixes(gram, weights)
     squared = squared_distances(torch.nn.functional.pad(gram_matrix(gram), (0, 1, 0, 1)))
     rows = torch.cat([rows, 1 - rows.sum(dim=1, keepdim=True)], dim=1)
-    toward = rows @ squared
+    toward = _products(rows, squared)
     spread = (toward * rows).sum(dim=1, keepdim=True) / 2
     return (toward[:, :-1] - spread).clamp_min(0).sqrt()
+
+
+def _products(rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """``rows @ others.T``, with bits that do not depend on the number of threads."""
+    return torch.stack([(others * row).sum(dim=1) for row in rows])
 
 
 def _mixes(gram: Gram | torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -181,4 +181,8 @@ def render_header(tensors: dict[str, tuple[str, tuple[int, ...]]], metadata: dic
     text += b" " * (-(8 + len(text)) % 4096)
     data_start = 8 + len(text)
     header = len(text).to_bytes(8, "little") + text
-    return header, {name: data_start + start for name, start in starts.items()}, data_start + position
+    return (
+        header,
+        {name: data_start + start for name, start in starts.items()},
+        data_start + position,
+    )

@@ -80,6 +80,7 @@ def _tasks(ranges: Sequence[Range]) -> list[list[Range]]:
 
 def _fill(task: Sequence[Range], buffer: np.ndarray) -> None:
     path, descriptor = None, -1
+    part = task[0]
     try:
         for part in task:
             view = buffer[part.target : part.target + part.nbytes]
@@ -103,10 +104,10 @@ def _fill(task: Sequence[Range], buffer: np.ndarray) -> None:
 def _read_exactly(descriptor: int, view: np.ndarray, part: Range) -> None:
     done = 0
     while done < part.nbytes:
-        got = os.preadv(descriptor, [memoryview(view)[done:]], part.start + done)
+        got = os.preadv(descriptor, [view.data[done:]], part.start + done)
         if got == 0:
             raise CheckpointError(
-                f"{part.path}: ends at byte {part.start + done}, expected {part.nbytes - done} more; "
-                "the file became shorter since its header was read"
+                f"{part.path}: ends at byte {part.start + done}, expected {part.nbytes - done} "
+                "more; the file became shorter since its header was read"
             )
         done += got

@@ -1,4 +1,4 @@
-"""Writing a checkpoint: headers first, byte ranges in place while the stream runs, then a rename."""
+"""Writing a checkpoint: headers first, byte ranges in place as the stream runs, then a rename."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def check_output(out: Path, inputs: Sequence[Checkpoint], nbytes: int) -> None:
     for checkpoint in inputs:
         source = checkpoint.folder.resolve()
         if checkpoint.path.is_dir() and target.is_relative_to(source):
-            raise OutputError(f"{out}: lies inside the input {checkpoint.path}; choose another place")
+            raise OutputError(
+                f"{out}: lies inside the input {checkpoint.path}; choose another place"
+            )
     ground = next(parent for parent in target.parents if parent.exists())
     if not ground.is_dir() or not os.access(ground, os.W_OK):
         raise OutputError(f"{out}: {ground} cannot be written to")
@@ -106,23 +108,25 @@ class CheckpointWriter:
             width = len(shards)
             self._names = [f"model-{k + 1:05}-of-{width:05}.safetensors" for k in range(width)]
         try:
-            for k, shard in enumerate(shards):
-                self._create(k, shard, metadata)
+            for name, shard in zip(self._names, shards, strict=True):
+                self._create(name, shard, metadata)
         except OSError as error:
             self.abandon()
-            raise OutputError(f"{out}: {self._names[k]}: {error.strerror}") from error
+            raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
         self._total = sum(tensor.nbytes for tensor in tensors)
 
-    def _create(self, k: int, shard: Sequence[OutputTensor], metadata: dict[str, str]) -> None:
+    def _create(self, file: str, shard: Sequence[OutputTensor], metadata: dict[str, str]) -> None:
         header, starts, length = render_header(
             {tensor.name: (tensor.dtype, tensor.shape) for tensor in shard}, metadata
         )
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self._descriptors.append(os.open(self._folder / self._names[k], flags, 0o644))
+        number = len(self._descriptors)
+        descriptor = os.open(self._folder / file, flags, 0o644)
+        self._descriptors.append(descriptor)
         self._unsynced.append(0)
-        os.posix_fallocate(self._descriptors[k], 0, length)
-        _write_exactly(self._descriptors[k], header, 0)
-        self._placed |= {name: (k, start) for name, start in starts.items()}
+        os.posix_fallocate(descriptor, 0, length)
+        _write_exactly(descriptor, header, 0)
+        self._placed |= {name: (number, start) for name, start in starts.items()}
 
     def place(self, name: str, start: int) -> tuple[int, int]:
         """Shard and byte in its file of byte ``start`` of a tensor."""
@@ -215,7 +219,7 @@ def _set_dtype(config: Path, dtype: str) -> None:
 
 
 def _write_exactly(descriptor: int, data: bytes | np.ndarray, position: int) -> None:
-    view = memoryview(data)
+    view = data.data if isinstance(data, np.ndarray) else memoryview(data)
     while view:
         written = os.pwrite(descriptor, view, position)
         view, position = view[written:], position + written

@@ -1,0 +1,149 @@
+"""Imports point one way. The list is the architecture, lowest first."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+LAYERS = [
+    "wkernels.dtypes",
+    "wkernels.mixes",
+    "wkernels.moments",
+    "wkernels.cpu.jit",
+    "wkernels.cpu.vectors",
+    "wkernels.cpu.tiles",
+    "wkernels.cpu.elements",
+    "wkernels.cpu.pointers",
+    "wkernels.cpu.parallel",
+    "wkernels.cpu.blocks",
+    "wkernels.cpu.weighted_sum",
+    "wkernels.cpu.products",
+    "wkernels.cpu.statistics",
+    "wkernels.cpu",
+    "wkernels.gpu",
+    "wkernels.ops",
+    "wkernels",
+    "wspace.version",
+    "wspace.errors",
+    "wspace.sizes",
+    "wspace.weights",
+    "wspace.storage.headers",
+    "wspace.storage.pickles",
+    "wspace.storage.checkpoints",
+    "wspace.storage.reading",
+    "wspace.storage.writing",
+    "wspace.zoo",
+    "wspace.devices",
+    "wspace.stream",
+    "wspace.cuda",
+    "wspace.passes",
+    "wspace.merging",
+    "wspace.grams",
+    "wspace.geometry",
+    "wspace.mixing",
+    "wspace.modules",
+    "wspace.cli.tables",
+    "wspace.cli.options",
+    "wspace.cli.inspect",
+    "wspace.cli.distances",
+    "wspace.cli.cluster",
+    "wspace.cli.merge",
+    "wspace.cli.main",
+    "wspace",
+    "wkernels.reference",  # last: only tests and benchmarks may use it
+]
+
+# a device is asked for by its name, and a chunk is made of what a device holds
+EXCEPTIONS = {
+    ("wspace.devices", "wspace.stream"),  # a type only
+    ("wspace.devices", "wspace.cuda"),  # where a GPU is asked for
+}
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for package in ("wkernels", "wspace")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if path.name not in ("__init__.py", "__main__.py")
+}
+
+
+def layer(name):
+    """The longest entry of LAYERS that is ``name`` or a package above it."""
+    known = [entry for entry in LAYERS if f"{name}.".startswith(f"{entry}.")]
+    return max(known, key=len, default=None)
+
+
+def imported_names(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_back(module):
+    here = layer(module)
+    assert here not in (None, "wkernels", "wspace"), f"add {module} to LAYERS"
+    for name in imported_names(MODULES[module]):
+        there = layer(name)
+        if there not in (None, here) and (here, there) not in EXCEPTIONS:
+            assert LAYERS.index(there) < LAYERS.index(here), f"{module} must not import {name}"
+
+
+def test_kernels_know_nothing_of_files():
+    for module, path in MODULES.items():
+        if module.startswith("wkernels."):
+            names = {name.split(".")[0] for name in imported_names(path)}
+            assert not names & {"wspace", "safetensors", "transformers", "json"}, module
+
+
+@pytest.mark.parametrize("module", [*MODULES, "wkernels", "wspace"])
+def test_modules_are_short(module):
+    if module in MODULES:
+        assert len(MODULES[module].read_text().splitlines()) <= 330, f"{module}: a package by now?"
+
+
+def in_fresh_process(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.strip()
+
+
+@pytest.mark.parametrize("module", ["wspace", "wspace.cli.main", "wspace.merging", "wkernels.cpu"])
+def test_importing_it_imports_neither_torch_nor_triton(module):
+    code = f"import sys, {module}; print({{'torch', 'triton'}} & set(sys.modules))"
+    assert in_fresh_process(code) == "set()"
+
+
+def test_public_operations_import_no_triton():
+    code = "import sys, wkernels.ops, wspace.grams; print('triton' in sys.modules)"
+    assert in_fresh_process(code) == "False"
+
+
+def test_help_imports_no_numpy():
+    code = """
+import sys
+from wspace.cli.main import main
+try:
+    main(["--help"])
+except SystemExit:
+    pass
+print({"numpy", "torch", "numba", "rich"} & set(sys.modules))
+"""
+    assert in_fresh_process(code).splitlines()[-1] == "set()"
+
+
+def test_public_names_exist():
+    import wkernels
+    import wspace
+
+    for package in (wkernels, wspace):
+        for name in package.__all__:
+            assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = wspace.nothing
