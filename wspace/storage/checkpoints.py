@@ -116,6 +116,8 @@ def _complete_shards(folder: Path, files: list[Path]) -> list[Path]:
     for name in expected:
         if name not in have:
             raise CheckpointError(f"{folder}: shard {name} is missing")
+    for name in sorted(have.difference(expected)):
+        raise CheckpointError(f"{folder}: shard {name} is not one of {int(count)}")
     return [folder / name for name in expected]
 
 
@@ -133,8 +135,8 @@ def _from_index(folder: Path, index: Path, reader) -> Checkpoint:
     for file in dict.fromkeys(names.values()):
         if Path(file).name != file or file in ("", ".", ".."):
             raise CheckpointError(f"{index}: shard {file!r} is not a file name in this folder")
-        if not (folder / file).is_file():
-            raise CheckpointError(f"{index}: shard {file} does not exist")
+        if len(file.encode(errors="replace")) > 255 or not (folder / file).is_file():
+            raise CheckpointError(f"{index}: shard {file:.80} does not exist")
         files.append(folder / file)
     checkpoint = reader(folder, sorted(files))
     for name, file in names.items():
@@ -167,6 +169,8 @@ def _from_pickles(path: Path, files: list[Path]) -> Checkpoint:
         found = ((name, StoredTensor(r, number, m)) for name, (r, m) in records.items())
         _add(tensors, found, files)
         aliases |= shared
+    for name in sorted(aliases.keys() & tensors.keys()):
+        raise CheckpointError(f"{path}: tensor {name!r} is in two files")
     return Checkpoint(path, tuple(files), tensors, aliases)
 
 

@@ -93,6 +93,9 @@ def parse_header(text: bytes, n_data: int, path: Path) -> Header:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{path}: __metadata__: expected an object of texts")
     data_start = 8 + len(text)
+    for name in entries:
+        if not storable(name):
+            raise CheckpointError(f"{path}: tensor {name!r}: its name is not Unicode text")
     records = {
         name: _record(entry, data_start, n_data, f"{path}: tensor {name!r}")
         for name, entry in entries.items()
@@ -120,7 +123,7 @@ def _record(entry: Any, data_start: int, n_data: int, where: str) -> TensorRecor
         raise CheckpointError(f"{where}: expected dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise CheckpointError(f"{where}: unknown dtype {dtype!r}; known are {', '.join(BITS)}")
+        raise CheckpointError(f"{where}: unknown dtype {dtype!r:.80}; known are {', '.join(BITS)}")
     if not isinstance(shape, list) or not all(_natural(size) for size in shape):
         raise CheckpointError(f"{where}: shape: expected a list of sizes, found {str(shape)[:80]}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_natural, offsets)):
@@ -132,10 +135,15 @@ def _record(entry: Any, data_start: int, n_data: int, where: str) -> TensorRecor
         raise CheckpointError(
             f"{where}: data_offsets {offsets} lie outside the {n_data} bytes of data"
         )
-    n_bits = math.prod(shape) * BITS[dtype]
+    n_bits = BITS[dtype]
+    for size in shape:
+        n_bits *= size
+        if n_bits >= 1 << 66:  # at once: the product of a long list would take minutes
+            raise CheckpointError(f"{where}: {dtype} {str(shape)[:80]} takes 2**63 bytes or more")
     if (end - begin) * 8 != n_bits:
         raise CheckpointError(
-            f"{where}: {dtype} {shape} takes {n_bits / 8:g} bytes, data_offsets give {end - begin}"
+            f"{where}: {dtype} {str(shape)[:80]} takes {n_bits / 8:.15g} bytes, data_offsets give "
+            f"{end - begin}"
         )
     return TensorRecord(dtype, tuple(shape), data_start + begin, end - begin)
 
@@ -144,15 +152,25 @@ def _natural(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
 
 
+def storable(name: str) -> bool:
+    """Whether a header can have a tensor of this name."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape
+        return False
+    return name != "__metadata__"
+
+
 class _DuplicateKeyError(ValueError):
     pass
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _DuplicateKeyError(repr(next(name for name in names if names.count(name) > 1)))
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise _DuplicateKeyError(repr(name))
+        result[name] = value
     return result
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from wspace.errors import CheckpointError
-from wspace.storage.headers import CODES, TensorRecord
+from wspace.storage.headers import CODES, TensorRecord, storable
 
 _OTHERS = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
@@ -41,15 +41,26 @@ def mapped_tensors(path: Path):
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             kind = type(tensor).__name__
             raise CheckpointError(f"{path}: {name!r}: expected a tensor, found {kind}")
+        if not storable(name):
+            raise CheckpointError(f"{path}: a tensor cannot be named {name!r}")
         dtype = CODES.get(str(tensor.dtype).removeprefix("torch."), _OTHERS.get(tensor.dtype))
-        if dtype is None or tensor.layout is not torch.strided:
-            raise CheckpointError(f"{path}: {name!r}: unsupported {tensor.dtype} {tensor.layout}")
+        view = tensor.is_meta or tensor.is_conj() or tensor.is_neg()  # not its bytes alone
+        if dtype is None or tensor.layout is not torch.strided or view:
+            raise CheckpointError(
+                f"{path}: {name!r}: unsupported {tensor.dtype} {tensor.layout} on {tensor.device}"
+                f"{' (a conjugate or negative view)' if view and not tensor.is_meta else ''}"
+            )
         place = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
         if tensor.numel() and place in places:
             aliases[name] = places[place]
             continue
         places[place] = name
-        tensor = tensor.detach().contiguous()
+        try:
+            tensor = tensor.detach().contiguous()
+        except (RuntimeError, MemoryError):  # a huge shape over few bytes, by strides of 0
+            raise CheckpointError(
+                f"{path}: {name!r}: no memory to expand it to {list(tensor.shape)}"
+            ) from None
         record = TensorRecord(dtype, tuple(tensor.shape), 0, tensor.nbytes)
         records[name] = (record, tensor.view(-1).view(torch.uint8).numpy())
     return records, aliases

@@ -110,9 +110,11 @@ class CheckpointWriter:
         try:
             for name, shard in zip(self._names, shards, strict=True):
                 self._create(name, shard, metadata)
-        except OSError as error:
+        except BaseException as error:
             self.abandon()
-            raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
+            if isinstance(error, OSError):
+                raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
+            raise
         self._total = sum(tensor.nbytes for tensor in tensors)
 
     def _create(self, file: str, shard: Sequence[OutputTensor], metadata: dict[str, str]) -> None:
@@ -226,7 +228,9 @@ def _write_exactly(descriptor: int, data: bytes | np.ndarray, position: int) -> 
 
 
 def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    # a file name that is not UTF-8 has characters that only JSON's own escapes can hold
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,17 @@
+"""Everything that a change must pass: ``python -m tests``. Lint, format, types, tests."""
+
+import subprocess
+import sys
+
+CHECKS = (
+    ("ruff", "check", "."),
+    ("ruff", "format", "--check", "."),
+    ("pyright", "--pythonpath", sys.executable),
+    ("pytest", "-q"),
+)
+
+for check in CHECKS:
+    print("$", *check, flush=True)
+    status = subprocess.run([sys.executable, "-m", *check], check=False).returncode
+    if status:
+        sys.exit(status)
