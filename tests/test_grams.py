@@ -1,6 +1,8 @@
 """The passes with n x n results: right against float64, and the same bits however they are run."""
 
 import os
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,7 +34,9 @@ def test_gram_is_x_x_transposed(tmp_path, dtype, based):
     bound = 2 * torch.finfo(torch.float32).eps * (x.abs() @ x.abs().T)
     assert ((gram.total - x @ x.T).abs() <= bound).all()
     for name, matrix in zip(gram.tensors, gram.per_tensor, strict=True):
-        part = torch.stack([flat(s, [name]) - based * flat(states[-1], [name]) for s in states[:-1]])
+        part = torch.stack(
+            [flat(s, [name]) - based * flat(states[-1], [name]) for s in states[:-1]]
+        )
         bound = 2 * torch.finfo(torch.float32).eps * (part.abs() @ part.abs().T)
         assert ((matrix - part @ part.T).abs() <= bound).all(), name
     assert gram.members == ("run-0", "run-1", "run-2")
@@ -87,7 +91,7 @@ def test_each_byte_is_read_once(tmp_path, monkeypatch):
 
     def counted(descriptor, buffers, offset, preadv=os.preadv):
         got = preadv(descriptor, buffers, offset)
-        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        name = str(Path(f"/proc/self/fd/{descriptor}").readlink())
         read.append((name, offset, got))
         return got
 
@@ -95,7 +99,7 @@ def test_each_byte_is_read_once(tmp_path, monkeypatch):
     ws.gram(zoo, memory=2_500_000)
     assert sum(got for _, _, got in read) == sum(c.nbytes for c in zoo.checkpoints)
     ends = sorted(read)
-    for (file, offset, got), (next_file, next_offset, _) in zip(ends, ends[1:], strict=False):
+    for (file, offset, got), (next_file, next_offset, _) in pairwise(ends):
         assert file != next_file or offset + got <= next_offset, "read twice"
 
 

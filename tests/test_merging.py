@@ -16,7 +16,8 @@ WEIGHTS = [[0.25, 0.25, 0.5], [32.0, -1.0, 2.5], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0
 
 
 def load(folder):
-    return {k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def same_bits(a, b):
@@ -68,7 +69,7 @@ def test_mixes_without_a_base(tmp_path):
     for name, tensor in load(outs[0]).items():
         assert_rounded_once(tensor, states, weights[0].tolist(), False, name)
     assert same_bits(load(outs[1]), states[2])
-    with pytest.raises(WeightsError, match="row 0 sums to 0.9000; without a base"):
+    with pytest.raises(WeightsError, match=r"row 0 sums to 0.9000; without a base"):
         ws.merge(zoo, [[0.5, 0.4, 0.0]], tmp_path / "no")
     assert not (tmp_path / "no").exists()
 
@@ -170,9 +171,13 @@ def test_models_without_weight_are_not_read(tmp_path):
     save(tmp_path / "run-2", states[2])
     zoo = ws.open_zoo(f"{tmp_path}/run-*", base=tmp_path / "base")
     totals = []
-    ws.merge(zoo, [1.5, 0.5, 0], tmp_path / "out", progress=lambda done, total: totals.append(total))
+
+    def progress(done, total):
+        totals.append(total)
+
+    ws.merge(zoo, [1.5, 0.5, 0], tmp_path / "out", progress=progress)
     assert totals[-1] == sum(c.nbytes for c in (*zoo.members[:2], zoo.base))
-    with pytest.raises(NonFiniteError, match="run-2/model.safetensors: tensor 'embed.weight'"):
+    with pytest.raises(NonFiniteError, match=r"run-2/model.safetensors: tensor 'embed.weight'"):
         ws.merge(zoo, [1.5, 0.5, 1e-9], tmp_path / "no")
 
 
@@ -181,7 +186,7 @@ def test_non_finite_is_found_in_copies_too(tmp_path):
     states[0]["scale"] = torch.tensor(torch.inf)
     save(tmp_path / "run-0", states[0])
     zoo = ws.open_zoo(f"{tmp_path}/run-*", base=tmp_path / "base")
-    with pytest.raises(NonFiniteError, match="run-0/model.safetensors: tensor 'scale'"):
+    with pytest.raises(NonFiniteError, match=r"run-0/model.safetensors: tensor 'scale'"):
         ws.merge(zoo, [1, 0, 0], tmp_path / "no")
     out = ws.merge(zoo, [1, 0, 0], tmp_path / "yes", allow_non_finite=True)[0]
     assert same_bits(load(out), states[0])

@@ -44,7 +44,10 @@ def float64_mix(models, base, weights):
     states = [model.state_dict() for model in models]
     mixed = {
         name: origin.double()
-        + sum(w * (s[name].double() - origin.double()) for w, s in zip(weights, states, strict=True))
+        + sum(
+            weight * (tensors[name].double() - origin.double())
+            for weight, tensors in zip(weights, states, strict=True)
+        )
         for name, origin in base.state_dict().items()
     }
     module = tiny_llama(0).double()

@@ -23,7 +23,7 @@ def test_every_element_is_in_one_chunk(tmp_path, limit, max_pieces):
     zoo_on_disk(tmp_path, n=2)
     zoo = ws.open_zoo(f"{tmp_path}/run-*")
     plans = list(stream.plan_chunks(zoo, [0, 1], lambda dtypes: limit, max_pieces))
-    seen = {k: 0 for k in range(len(zoo.tensors))}
+    seen = dict.fromkeys(range(len(zoo.tensors)), 0)
     for plan in plans:
         assert 0 < plan.n <= limit
         assert len(plan.pieces) <= max_pieces
@@ -40,7 +40,10 @@ def test_every_element_is_in_one_chunk(tmp_path, limit, max_pieces):
 
 def test_a_chunk_has_one_combination_of_dtypes(tmp_path):
     base = state(0)
-    half = {name: t.to(torch.bfloat16 if "bias" in name else torch.float16) for name, t in base.items()}
+    half = {
+        name: tensor.to(torch.bfloat16 if "bias" in name else torch.float16)
+        for name, tensor in base.items()
+    }
     save(tmp_path / "run-0", base)
     save(tmp_path / "run-1", half)
     zoo = ws.open_zoo(f"{tmp_path}/run-*")

@@ -31,7 +31,8 @@ def save(folder, tensors, *, shards=1, reverse=False, index=True):
     folder.mkdir(parents=True, exist_ok=True)
     names = list(tensors)[:: -1 if reverse else 1]
     if shards == 1:
-        save_file({name: tensors[name].contiguous() for name in names}, folder / "model.safetensors")
+        ordered = {name: tensors[name].contiguous() for name in names}
+        save_file(ordered, folder / "model.safetensors")
         return folder
     weight_map = {}
     for k in range(shards):

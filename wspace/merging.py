@@ -87,6 +87,9 @@ def merge(
         raise OutputError(f"{len(outs)} outputs for {len(chosen.weights)} rows of weights")
     if len({path.resolve() for path in outs}) < len(outs):
         raise OutputError("two outputs have the same path")
+    for path in outs:
+        if any(other.resolve() in path.resolve().parents for other in outs):
+            raise OutputError(f"{path}: lies inside another output")
     max_shard_bytes, budget = parse_bytes(max_shard_size), parse_bytes(memory)
     worker = device_named(device)
     tensors = [OutputTensor(t.name, output_dtype(zoo, t, dtype), t.shape) for t in zoo.tensors]
@@ -114,7 +117,7 @@ def merge(
             writer.publish(zoo.donor, record, dtype)
     finally:
         pool.shutdown(cancel_futures=True)
-        for writer in writers:
+        for writer in reversed(writers):
             writer.abandon()
     return outs
 

@@ -133,10 +133,12 @@ def leave_group_out(labels: Labels, *, groups_equally: bool = False) -> torch.Te
         raise ValueError(
             f"labels: every model is in group {groups[0]!r}; leaving it out leaves none"
         )
-    shares = members / members.sum(dim=1, keepdim=True) if groups_equally else members
+    sizes = members.sum(dim=1, keepdim=True)
     # a sum over the others, not total minus own: exact zeros for the group left out
-    others = (1 - torch.eye(len(members), dtype=torch.float64)) @ shares
-    return others / others.sum(dim=1, keepdim=True)
+    others = 1 - torch.eye(len(members), dtype=torch.float64)
+    if groups_equally:
+        return others @ (members / sizes) / (len(members) - 1)
+    return others @ members / (members.shape[1] - sizes)
 
 
 def _finite(name: str, values: Numbers) -> torch.Tensor:
@@ -186,9 +188,10 @@ def _members(labels: Labels) -> tuple[torch.Tensor, list]:
     """1 where a model is in a group, ``[n_groups, n]``, and the groups' labels, ascending."""
     try:
         plain = [x.item() if isinstance(x, torch.Tensor | np.generic) else x for x in labels]
-        if any(label != label for label in plain):
+        distinct = set(plain)
+        if any(label != label for label in distinct):
             raise TypeError("NaN is no label")
-        groups = sorted(set(plain))
+        groups = sorted(distinct)
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"labels: expected a number or string for each model ({error})") from None
     if not groups:

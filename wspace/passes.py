@@ -13,9 +13,6 @@ from wspace.errors import BudgetError, NonFiniteError
 from wspace.stream import Chunk, Progress, Stream, chunk_elements, plan_chunks
 from wspace.zoo import Zoo
 
-WORKSPACE = 32 << 20
-"""Bytes that the kernels may hold besides the results (``wkernels.cpu.products``)."""
-
 
 class TensorSums(NamedTuple):
     """Sums over the elements of each tensor, and over all tensors."""
@@ -46,10 +43,9 @@ def sum_over_tensors(
     """
     matrix = 8 * shape[0] * shape[1]
     results = matrix * (len(zoo.tensors) if keep else 0) + 4 * matrix
-    # a chunk's tensors have sums each
-    max_pieces = max(1, min(4096, budget // 16 // matrix))
-    workspace = max_pieces * matrix + max(WORKSPACE, 2 * matrix)
-    workspace = min(workspace, max(budget // 4, 4 * matrix))
+    # each of a chunk's tensors has its sums, and in the kernel those of its blocks
+    max_pieces = max(1, min(4096, budget // 32 // matrix))
+    workspace = 2 * (max_pieces + 1) * matrix
     room = budget - results - workspace
     if room <= 0:
         raise BudgetError(

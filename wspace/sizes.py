@@ -16,7 +16,7 @@ def parse_bytes(size: int | str) -> int:
         return size
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?B|)\s*", str(size).upper())
     number = float(match[1]) * _UNITS[match[2]] if match else 0
-    if number < 1:
+    if not 1 <= number < 1 << 63:
         raise WspaceError(f"size {size!r}: expected bytes, such as 2GiB, 500MB or 1000000")
     return int(number)
 

@@ -86,12 +86,18 @@ def majority_accuracy(clusters: list[int], labels: list[str]) -> float:
 
 
 def _labels(path: str, names: tuple[str, ...]) -> list[str]:
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        if not {"model", "label"} <= set(rows.fieldnames or ()):
-            raise WspaceError(f"{path}: expected the columns model and label, found "
-                              f"{', '.join(rows.fieldnames or ()) or 'none'}")  # fmt: skip
-        given = {row["model"].rstrip("/"): row["label"] for row in rows}
+    try:
+        # spreadsheets put a byte order mark first
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file, restval="")
+            columns = rows.fieldnames or ()
+            given = {row.get("model", "").rstrip("/"): row.get("label", "") for row in rows}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise WspaceError(f"{path}: not a CSV file: {error}") from None
+    if not {"model", "label"} <= set(columns):
+        found = ", ".join(columns) or "none"
+        raise WspaceError(f"{path}: expected the columns model and label, found {found}")
+    given = {model: label for model, label in given.items() if label}
     # a table may give whole paths, or names as they are printed
     short = {Path(model).name: label for model, label in given.items()}
     missing = [name for name in names if name not in given and Path(name).name not in short]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -45,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. A user's mistake is one line on stderr, and 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # a file name that is not UTF-8 is printed as it is
+        sys.stdout.reconfigure(errors="surrogateescape")
     options = parser().parse_args(arguments)
     try:
         COMMANDS[options.command].run(options)

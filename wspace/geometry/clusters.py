@@ -25,14 +25,14 @@ class Clusters(NamedTuple):
 
 
 def kmeans(
-    gram: Gram | torch.Tensor, k: int, *, seed: int = 0, restarts: int = 10, normalize: bool = False
+    gram: Gram | torch.Tensor, k: int, *, seed: int = 0, restarts: int = 20, normalize: bool = False
 ) -> Clusters:
     """Groups with the least sum of squared distances to their averages, as far as restarts find it.
 
-    Lloyd's iteration from greedy k-means++ starts, the best of ``restarts``. The distance to a
-    centroid needs no centroid: ``d(i, c)^2 = mean_j d_ij^2 - mean_jl d_jl^2 / 2`` over its members.
-    With ``normalize`` the task vectors are first scaled to length 1, which clusters by angle (those
-    of zero stay zero); the weights returned are still plain averages of the models.
+    Lloyd's iteration from k-means++ starts, greedy and plain, the best of ``restarts``. A distance
+    to a centroid needs no centroid: ``d(i, c)^2 = mean_j d_ij^2 - mean_jl d_jl^2 / 2`` over its
+    members. With ``normalize`` the task vectors are first scaled to length 1, which clusters by
+    angle (those of zero stay zero); the weights returned are still plain averages of the models.
 
     Copies of a model are parted only where ``k`` exceeds the number of distinct models. Sums run in
     a fixed order, and leads below 1e-12 of the largest squared norm decide nothing: one ``seed``
@@ -47,7 +47,7 @@ def spectral_clustering(
     k: int,
     *,
     seed: int = 0,
-    restarts: int = 10,
+    restarts: int = 20,
     affinity: Literal["clipped", "shifted"] = "clipped",
 ) -> Clusters:
     """Groups that cosine similarity connects: k-means on the ``k`` lowest Laplacian eigenvectors.
@@ -86,8 +86,11 @@ def _cluster(points: torch.Tensor, k: int, seed: int, restarts: int) -> Clusters
     squared = squared_distances(points)
     generator = torch.Generator().manual_seed(seed)
     best, least, iterations = torch.zeros(0), math.inf, 0
-    for _ in range(restarts):
-        labels, steps = _lloyd(squared, k, tie, generator)
+    for restart in range(restarts):
+        # greedy starts are better on average, and all alike: plain ones reach what they never do
+        draws = 1 if restart % 2 else 2 + int(math.log(k))
+        starts = _plus_plus(squared, k, tie, generator, draws)
+        labels, steps = _lloyd(squared, k, tie, starts)
         inertia = _inertia(squared, labels, k)
         if inertia < least - tie:
             best, least, iterations = labels, inertia, steps
@@ -98,10 +101,9 @@ def _cluster(points: torch.Tensor, k: int, seed: int, restarts: int) -> Clusters
 
 
 def _lloyd(
-    squared: torch.Tensor, k: int, tie: float, generator: torch.Generator
+    squared: torch.Tensor, k: int, tie: float, starts: list[int]
 ) -> tuple[torch.Tensor, int]:
     """Labels that no model leaves for a nearer centroid, and the number of iterations."""
-    starts = _plus_plus(squared, k, tie, generator)
     labels = _filled(squared, _first_least(squared[:, starts], tie), k, tie)
     for iteration in range(1, MAX_LLOYD_ITERATIONS + 1):
         to_centroids = _to_centroids(squared, labels, k)
@@ -115,12 +117,14 @@ def _lloyd(
 
 
 def _first_least(values: torch.Tensor, tie: float) -> torch.Tensor:
-    """Index of the first value along the last axis that is least, or no more than rounding above."""
+    """Index of the first value along the last axis that is least, or above it by rounding only."""
     return (values <= values.amin(dim=-1, keepdim=True) + tie).byte().argmax(dim=-1)
 
 
-def _plus_plus(squared: torch.Tensor, k: int, tie: float, generator: torch.Generator) -> list[int]:
-    """Greedy k-means++: of some models drawn by squared distance, the one that leaves the least."""
+def _plus_plus(
+    squared: torch.Tensor, k: int, tie: float, generator: torch.Generator, draws: int
+) -> list[int]:
+    """k-means++: of ``draws`` models drawn by squared distance, the one that leaves the least."""
 
     def draw(count: int) -> torch.Tensor:
         return torch.rand(count, generator=generator, dtype=torch.float64)
@@ -131,7 +135,7 @@ def _plus_plus(squared: torch.Tensor, k: int, tie: float, generator: torch.Gener
     for _ in range(1, k):
         summed = nearest.cumsum(dim=0)
         # right: never a model at distance 0, which adds nothing to the running sum
-        drawn = torch.searchsorted(summed, draw(2 + int(math.log(k))) * summed[-1], right=True)
+        drawn = torch.searchsorted(summed, draw(draws) * summed[-1], right=True)
         drawn = drawn.clamp_max(n - 1)
         remaining = torch.minimum(nearest, squared[drawn])
         starts.append(int(drawn[_first_least(remaining.cumsum(dim=1)[:, -1], tie)]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -95,6 +96,7 @@ class CheckpointWriter:
         self._descriptors: list[int] = []
         self._unsynced: list[int] = []
         self._syncing: list[Future[None]] = []
+        self._made = [parent for parent in out.absolute().parents if not parent.exists()]
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             self._folder = Path(
@@ -189,6 +191,9 @@ class CheckpointWriter:
         """Remove everything, unless published."""
         self._close()
         shutil.rmtree(self._folder, ignore_errors=True)
+        for parent in self._made:
+            with contextlib.suppress(OSError):  # it holds something by now
+                parent.rmdir()
 
     def _close(self) -> None:
         while self._descriptors:
@@ -212,7 +217,9 @@ def companions(checkpoint: Checkpoint) -> list[Path]:
 def _set_dtype(config: Path, dtype: str) -> None:
     try:
         settings = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
         return  # not ours to mend
     for key in ("dtype", "torch_dtype"):
         if key in settings:
