@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from wkernels.cpu.blocks import add_in_order, blocks_of
-from wkernels.cpu.elements import read, read_widened
+from wkernels.cpu.elements import WIDTHS, read, read_widened
 from wkernels.cpu.jit import inner, kernel
 from wkernels.cpu.parallel import over_ranges
 from wkernels.cpu.pointers import Pointers
-from wkernels.cpu.tiles import LANES, SIDE, tile_dot, tile_l1, tile_l2
+from wkernels.cpu.tiles import LANES, SIDE, tile_dot, tile_dot_upper, tile_l1, tile_l2
 
 GROUP = 64
 """Rows whose centred values are held in cache together, on each side of a product."""
@@ -91,7 +91,7 @@ def _fill(addresses, codes, first_row, start, n, based, base, values, centred):
         if i < n_rows:
             read_widened(
                 codes[first_row + i], addresses[first_row + i], start, base[:n], based, values[:n],
-                centred[i, :n], COLUMNS,
+                centred[i, :n], 0,
             )  # fmt: skip
             centred[i, n:width] = 0
         else:
@@ -132,17 +132,25 @@ def _items(
                     values, right,
                 )  # fmt: skip
             n_bytes = -(-n // LANES) * LANES * 8
+            fetched = 0
             for i in range(0, n_rows, SIDE):
                 a = left.ctypes.data + i * row_bytes
                 for j in range(i if diagonal else 0, n_columns, SIDE):
                     b = columns.ctypes.data + j * row_bytes
                     out = sums.ctypes.data + (i * GROUP + j) * 8
-                    if op == 0:
-                        tile_dot(a, b, row_bytes, n_bytes, out, GROUP * 8)
+                    soon = row_addresses[row_group * GROUP + fetched % n_rows]
+                    later = row_addresses[row_group * GROUP + (fetched + 1) % n_rows]
+                    next_byte = (start + COLUMNS) * WIDTHS[row_codes[row_group * GROUP]]
+                    soon, later = soon + next_byte, later + next_byte
+                    fetched += 2
+                    if op == 0 and diagonal and i == j:
+                        tile_dot_upper(a, b, row_bytes, n_bytes, out, GROUP * 8, soon, later)
+                    elif op == 0:
+                        tile_dot(a, b, row_bytes, n_bytes, out, GROUP * 8, soon, later)
                     elif op == 1:
-                        tile_l2(a, b, row_bytes, n_bytes, out, GROUP * 8)
+                        tile_l2(a, b, row_bytes, n_bytes, out, GROUP * 8, soon, later)
                     else:
-                        tile_l1(a, b, row_bytes, n_bytes, out, GROUP * 8)
+                        tile_l1(a, b, row_bytes, n_bytes, out, GROUP * 8, soon, later)
         target = partial[block, row_group * GROUP :, column_group * GROUP :]
         for i in range(n_rows):
             for j in range(n_columns):

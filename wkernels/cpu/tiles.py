@@ -11,6 +11,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from wkernels.cpu.vectors import fetch
+
 SIDE = 4
 """Rows on each side of a tile: 16 accumulators and 8 operands fill 24 of 32 vector registers."""
 
@@ -46,17 +48,18 @@ def _horizontal(builder, vector):
     return parts[0]
 
 
-def _tile(op: str):
+def _tile(op: str, pairs: list[tuple[int, int]]):
     @intrinsic
-    def tile(context, a, b, row_bytes, n_bytes, out, out_row_bytes):
-        """Adds to ``out[4, 4]`` the sums over ``n_bytes`` of each of 4 rows at ``a`` and at ``b``.
+    def tile(context, a, b, row_bytes, n_bytes, out, out_row_bytes, soon, later):
+        """Adds to ``out[4, 4]`` the sums over ``n_bytes`` of pairs of 4 rows at ``a`` and at ``b``.
 
         All arguments are int64: addresses and sizes in bytes. Nothing is assumed about alignment
-        beyond that of a double.
+        beyond that of a double. ``soon`` and ``later`` are stored rows to fetch meanwhile, half as
+        many bytes of each as the tile reads of a row: the arithmetic leaves memory idle.
         """
 
         def generate(context, builder, signature, args):
-            a, b, row_bytes, n_bytes, out, out_row_bytes = args
+            a, b, row_bytes, n_bytes, out, out_row_bytes, soon, later = args
 
             def load(base, row, offset):
                 address = builder.add(builder.add(base, offset), builder.mul(row_bytes, _INT(row)))
@@ -70,12 +73,15 @@ def _tile(op: str):
             builder.branch(loop)
             builder.position_at_end(loop)
             offset = builder.phi(_INT)
-            totals = [builder.phi(_VECTOR) for _ in range(SIDE * SIDE)]
+            totals = [builder.phi(_VECTOR) for _ in pairs]
+            half = builder.lshr(offset, _INT(1))
+            for row in (soon, later):
+                fetch(builder, builder.add(row, half))
             rows = [load(a, row, offset) for row in range(SIDE)]
             columns = [load(b, column, offset) for column in range(SIDE)]
             sums = [
-                _step(builder, op, rows[k // SIDE], columns[k % SIDE], total)
-                for k, total in enumerate(totals)
+                _step(builder, op, rows[row], columns[column], total)
+                for (row, column), total in zip(pairs, totals, strict=True)
             ]
             following = builder.add(offset, _INT(8 * LANES))
             offset.add_incoming(_INT(0), entry)
@@ -85,18 +91,23 @@ def _tile(op: str):
                 total.add_incoming(summed, loop)
             builder.cbranch(builder.icmp_signed("<", following, n_bytes), loop, done)
             builder.position_at_end(done)
-            for k, summed in enumerate(sums):
-                address = builder.add(out, builder.mul(out_row_bytes, _INT(k // SIDE)))
-                address = builder.add(address, _INT(8 * (k % SIDE)))
+            for (row, column), summed in zip(pairs, sums, strict=True):
+                address = builder.add(out, builder.mul(out_row_bytes, _INT(row)))
+                address = builder.add(address, _INT(8 * column))
                 place = builder.inttoptr(address, _DOUBLE.as_pointer())
                 builder.store(
                     builder.fadd(builder.load(place), _horizontal(builder, summed)), place
                 )
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 6), generate
+        return types.void(*[types.int64] * 8), generate
 
     return tile
 
 
-tile_dot, tile_l2, tile_l1 = (_tile(op) for op in ("dot", "l2", "l1"))
+_ALL = [(row, column) for row in range(SIDE) for column in range(SIDE)]
+
+tile_dot, tile_l2, tile_l1 = (_tile(op, _ALL) for op in ("dot", "l2", "l1"))
+
+tile_dot_upper = _tile("dot", [(row, column) for row, column in _ALL if row <= column])
+"""For the rows with themselves: only the upper triangle of ``out``."""

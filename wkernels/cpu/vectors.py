@@ -47,6 +47,17 @@ def _to_float32(builder, stored, name: str):
     return stored
 
 
+def fetch(builder, address) -> None:
+    """Ask for the cache line at an address, into the second level; never fails."""
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _INT32, _INT32, _INT32]),
+        "llvm.prefetch.p0",
+    )
+    second_level = [_INT32(0), _INT32(2), _INT32(1)]  # read, locality, data
+    builder.call(function, [builder.inttoptr(address, _BYTE.as_pointer()), *second_level])
+
+
 class _Loop:
     """The body of a loop over ``n`` elements, ``TURN`` at a time; ``n`` may be 0."""
 
@@ -84,17 +95,10 @@ class _Loop:
     def fetch(self, row, name: str, ahead) -> None:
         """Ask for what the row holds ``ahead`` elements further on than this turn."""
         builder = self.builder
-        function = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _INT32, _INT32, _INT32]),
-            "llvm.prefetch.p0",
-        )
         later = builder.add(self.index, ahead)
         first = builder.add(row, builder.mul(later, _INT(_BYTES[name])))
-        second_level = [_INT32(0), _INT32(2), _INT32(1)]  # read, locality, data
         for line in range(TURN * _BYTES[name] // _LINE):
-            address = builder.inttoptr(builder.add(first, _INT(line * _LINE)), _BYTE.as_pointer())
-            builder.call(function, [address, *second_level])
+            fetch(builder, builder.add(first, _INT(line * _LINE)))
 
     def end(self, totals=()):
         """Close the loop; returns the totals after it."""
