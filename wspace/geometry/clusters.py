@@ -12,7 +12,7 @@ from wspace.grams import Gram
 
 # Of the largest squared norm: smaller leads decide nothing, so that ties fall alike everywhere.
 TIE = 1e-12
-MAX_LLOYD_ITERATIONS = 1000
+MAX_ITERATIONS = 10_000
 
 
 class Clusters(NamedTuple):
@@ -25,14 +25,16 @@ class Clusters(NamedTuple):
 
 
 def kmeans(
-    gram: Gram | torch.Tensor, k: int, *, seed: int = 0, restarts: int = 20, normalize: bool = False
+    gram: Gram | torch.Tensor, k: int, *, seed: int = 0, restarts: int = 10, normalize: bool = False
 ) -> Clusters:
     """Groups with the least sum of squared distances to their averages, as far as restarts find it.
 
-    Lloyd's iteration from k-means++ starts, greedy and plain, the best of ``restarts``. A distance
-    to a centroid needs no centroid: ``d(i, c)^2 = mean_j d_ij^2 - mean_jl d_jl^2 / 2`` over its
-    members. With ``normalize`` the task vectors are first scaled to length 1, which clusters by
-    angle (those of zero stay zero); the weights returned are still plain averages of the models.
+    Lloyd's iteration from k-means++ starts, greedy and plain, the best of ``restarts``. Where it
+    stops, Hartigan's moves of one model at a time go on. Task vectors need them: they are nearly
+    orthogonal, so that each is nearest to the centroid it is part of, and Lloyd alone never moves.
+    A distance to a centroid needs no centroid: ``d(i, c)^2 = mean_j d_ij^2 - mean_jl d_jl^2 / 2``
+    over its members. With ``normalize`` the task vectors are first scaled to length 1, which
+    clusters by angle (those of zero stay zero); the weights returned are still plain averages.
 
     Copies of a model are parted only where ``k`` exceeds the number of distinct models. Sums run in
     a fixed order, and leads below 1e-12 of the largest squared norm decide nothing: one ``seed``
@@ -47,7 +49,7 @@ def spectral_clustering(
     k: int,
     *,
     seed: int = 0,
-    restarts: int = 20,
+    restarts: int = 10,
     affinity: Literal["clipped", "shifted"] = "clipped",
 ) -> Clusters:
     """Groups that cosine similarity connects: k-means on the ``k`` lowest Laplacian eigenvectors.
@@ -90,7 +92,7 @@ def _cluster(points: torch.Tensor, k: int, seed: int, restarts: int) -> Clusters
         # greedy starts are better on average, and all alike: plain ones reach what they never do
         draws = 1 if restart % 2 else 2 + int(math.log(k))
         starts = _plus_plus(squared, k, tie, generator, draws)
-        labels, steps = _lloyd(squared, k, tie, starts)
+        labels, steps = _settled(squared, k, tie, starts)
         inertia = _inertia(squared, labels, k)
         if inertia < least - tie:
             best, least, iterations = labels, inertia, steps
@@ -100,20 +102,30 @@ def _cluster(points: torch.Tensor, k: int, seed: int, restarts: int) -> Clusters
     return Clusters(labels, members / members.sum(dim=1, keepdim=True), least, iterations)
 
 
-def _lloyd(
+def _settled(
     squared: torch.Tensor, k: int, tie: float, starts: list[int]
 ) -> tuple[torch.Tensor, int]:
-    """Labels that no model leaves for a nearer centroid, and the number of iterations."""
+    """Labels that no model gains by leaving, and the number of iterations."""
     labels = _filled(squared, _first_least(squared[:, starts], tie), k, tie)
-    for iteration in range(1, MAX_LLOYD_ITERATIONS + 1):
+    for iteration in range(1, MAX_ITERATIONS + 1):
         to_centroids = _to_centroids(squared, labels, k)
         own = to_centroids.gather(1, labels[:, None])[:, 0]
         moving = to_centroids.amin(dim=1) < own - tie
-        if not moving.any():
+        if moving.any():
+            nearest = _first_least(to_centroids, tie)
+            labels = _filled(squared, torch.where(moving, nearest, labels), k, tie)
+            continue
+        # what leaving saves and joining costs once the centroids have followed
+        sizes = labels.bincount(minlength=k).double()
+        others = sizes[labels] - 1
+        saved = torch.where(others > 0, own * sizes[labels] / others, 0)
+        cost = (to_centroids * sizes / (sizes + 1)).scatter(1, labels[:, None], math.inf)
+        gain = saved - cost.amin(dim=1)
+        if gain.max() <= tie:
             return labels, iteration
-        nearest = _first_least(to_centroids, tie)
-        labels = _filled(squared, torch.where(moving, nearest, labels), k, tie)
-    return labels, MAX_LLOYD_ITERATIONS
+        model = _first_least(-gain, tie)
+        labels[model] = _first_least(cost[model], tie)
+    return labels, MAX_ITERATIONS
 
 
 def _first_least(values: torch.Tensor, tie: float) -> torch.Tensor:

@@ -22,7 +22,7 @@ class StoredTensor(NamedTuple):
 
     record: TensorRecord
     file: int  # index into Checkpoint.files, in whose order the bytes are best read
-    memory: Any = None  # a uint8 array over a mapped file, when the bytes are not at record.start
+    memory: Any = None  # a uint8 array, where the file does not have the bytes in order
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     A folder is read through its ``model.safetensors.index.json``; or its ``model.safetensors``; or
     its shards ``NAME-00001-of-00003.safetensors``, which must be complete; or its only safetensors
-    file; or its ``pytorch_model.bin`` (with index). PyTorch files are mapped, and unpickled by
+    file; or its ``pytorch_model.bin`` (with index). PyTorch files are unpickled by
     torch's ``weights_only`` loader, which runs no code.
 
     Raises CheckpointError, naming the file, what was found and what was expected.
@@ -160,12 +160,12 @@ def _from_safetensors(path: Path, files: list[Path]) -> Checkpoint:
 
 
 def _from_pickles(path: Path, files: list[Path]) -> Checkpoint:
-    from wspace.storage.pickles import mapped_tensors  # torch: only where a file needs it
+    from wspace.storage.pickles import pickled_tensors  # torch: only where a file needs it
 
     tensors: dict[str, StoredTensor] = {}
     aliases: dict[str, str] = {}
     for number, file in enumerate(files):
-        records, shared = mapped_tensors(file)
+        records, shared = pickled_tensors(file)
         found = ((name, StoredTensor(r, number, m)) for name, (r, m) in records.items())
         _add(tensors, found, files)
         aliases |= shared

@@ -1,7 +1,8 @@
-"""PyTorch's ``.bin`` and ``.pt`` files, mapped into memory by torch's own loader. Imports torch."""
+"""PyTorch's ``.bin`` and ``.pt`` files, opened by torch's own loader. Imports torch."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
@@ -16,12 +17,12 @@ _OTHERS = {
 }  # fmt: skip
 
 
-def mapped_tensors(path: Path):
+def pickled_tensors(path: Path):
     """``{name: (record, bytes)}`` of a state dict, and ``{name: name}`` of tensors stored once.
 
-    ``bytes`` is a uint8 array over the mapped file; a tensor stored with gaps or transposed is
-    copied into order first. Only tensors are unpickled (``weights_only``), at most one level down
-    under the key ``state_dict`` or ``model``.
+    ``bytes`` is None for a tensor that lies in the file as it is, at ``record.start``; one that is
+    stored with gaps or transposed is copied into order, a uint8 array. Only tensors are unpickled
+    (``weights_only``), at most one level down under the key ``state_dict`` or ``model``.
     """
     try:
         loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -37,6 +38,7 @@ def mapped_tensors(path: Path):
     if not isinstance(loaded, dict) or not loaded:
         raise CheckpointError(f"{path}: expected a state dict, found {type(loaded).__name__}")
     records, aliases, places = {}, {}, {}
+    mappings = _mappings(path)
     for name, tensor in loaded.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             kind = type(tensor).__name__
@@ -61,6 +63,35 @@ def mapped_tensors(path: Path):
             raise CheckpointError(
                 f"{path}: {name!r}: no memory to expand it to {list(tensor.shape)}"
             ) from None
-        record = TensorRecord(dtype, tuple(tensor.shape), 0, tensor.nbytes)
-        records[name] = (record, tensor.view(-1).view(torch.uint8).numpy())
+        address, nbytes = tensor.data_ptr(), tensor.nbytes
+        start = next((s - a for a, b, s in mappings if a <= address <= b - nbytes), None)
+        if start is None or not nbytes:
+            record = TensorRecord(dtype, tuple(tensor.shape), 0, nbytes)
+            records[name] = (record, tensor.view(-1).view(torch.uint8).numpy())
+        else:
+            records[name] = (
+                TensorRecord(dtype, tuple(tensor.shape), address + start, nbytes),
+                None,
+            )
     return records, aliases
+
+
+def _mappings(path: Path) -> list[tuple[int, int, int]]:
+    """Where the file is in memory: first and last address, and the byte of the file at the first.
+
+    Reading the file there, and not the memory, makes a file that was cut off meanwhile an error (a
+    page beyond its end would end the process), and keeps its pages out of this process.
+    """
+    with path.open("rb") as file:
+        archive = torch._C.PyTorchFileReader(file)
+        if "byteorder" in archive.get_all_records():
+            order = archive.get_record("byteorder")
+            if order != sys.byteorder.encode():
+                return []  # torch has swapped the bytes in memory
+    found = []
+    for line in Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and fields[5] == str(path.resolve()):
+            first, last = (int(address, 16) for address in fields[0].split("-"))
+            found.append((first, last, int(fields[2], 16)))
+    return found

@@ -18,7 +18,7 @@ REQUEST = 4 << 20
 
 
 class Range(NamedTuple):
-    """Bytes to fetch: from a file, or from a mapped tensor's memory."""
+    """Bytes to fetch: from a file, or from a tensor's memory."""
 
     path: Path
     start: int

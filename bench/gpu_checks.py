@@ -1,0 +1,170 @@
+"""Every kernel on the device against float64, and the weighted sum against the CPU path's bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+import wkernels
+from bench import truth
+from bench.gpu_session import described
+from wkernels import dtypes, reference
+
+FLOATS = tuple(getattr(torch, name) for name in dtypes.FLOATS)
+OUTPUTS = tuple(getattr(torch, name) for name in dtypes.OUTPUTS)
+FEW_ROWS, TILE_OF_ROWS, TILES_OF_ROWS = 5, 12, 70
+"""Numbers of rows that take different kernels."""
+
+
+def checks(device: torch.device, *, past_int32: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Names, and functions that raise AssertionError if the device computes anything else.
+
+    Each kernel at each type, but not each combination: every one is compiled first, for a second.
+    """
+    for dtype in FLOATS:
+        for out_dtype in OUTPUTS:
+            shape = (21, 9, 2051) if dtype == out_dtype else (3, 2, 5003)
+            yield f"weighted sum, {dtype} to {out_dtype}", _mix(device, dtype, out_dtype, shape)
+        yield f"statistics, {dtype}", _statistics(device, dtype)
+        often = dtype in (torch.float32, torch.bfloat16)
+        for n_rows in (FEW_ROWS, TILE_OF_ROWS, *([40, TILES_OF_ROWS] if often else [])):
+            yield f"products, {n_rows} rows, {dtype}", _products(device, dtype, n_rows, full=often)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        for n_models in (1, 3, 8, 40):
+            name = f"bits of the CPU path, {n_models} models, {dtype}"
+            yield name, _bits(device, dtype, n_models)
+    yield "state dicts", _tensors(device)
+    if past_int32:
+        yield "more than 2**31 elements", _long(device)
+
+
+def run_all(
+    device: torch.device, log: Callable[[str], None], *, past_int32: bool
+) -> dict[str, str | None]:
+    """For each check None, or what was wrong."""
+    found = {}
+    for name, check in checks(device, past_int32=past_int32):
+        try:
+            check()
+            found[name] = None
+        except Exception as error:  # whatever it is, the other checks go on
+            found[name] = described(error)
+            log(f"{name}: {found[name]}")
+    log(f"{sum(error is None for error in found.values())} of {len(found)} checks passed")
+    return found
+
+
+def _rows(device: torch.device, n_rows: int, n: int, dtype: torch.dtype, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(n, generator=generator).to(dtype).to(device) for _ in range(n_rows)]
+
+
+def _mix(device, dtype, out_dtype, shape) -> Callable[[], None]:
+    def check() -> None:
+        n_models, n_mixes, n = shape
+        x, base = _rows(device, n_models, n, dtype), _rows(device, 1, n, dtype, seed=1)[0]
+        weights = torch.randn(n_mixes, n_models, generator=torch.Generator().manual_seed(2))
+        out = torch.full((n_mixes, n), torch.nan, dtype=out_dtype, device=device)
+        wkernels.weighted_sum(x, weights, base=base, out=out)
+        truth.check_mixes(out, x, weights.to(device), base)
+
+    return check
+
+
+def _bits(device, dtype, n_models) -> Callable[[], None]:
+    def check() -> None:
+        x = _rows(device, n_models, 100_003, dtype)
+        weights = torch.randn(3, n_models, generator=torch.Generator().manual_seed(2))
+        for base in (None, x[0].flip(0)) if n_models == 3 else (None,):
+            here = wkernels.weighted_sum(x, weights, base=base)
+            there = wkernels.weighted_sum(
+                [row.cpu() for row in x], weights, base=None if base is None else base.cpu()
+            )
+            assert torch.equal(torch.as_tensor(here).cpu(), torch.as_tensor(there)), "bits differ"
+
+    return check
+
+
+def _tensors(device) -> Callable[[], None]:
+    def check() -> None:
+        shapes = [(300, 70), (7,), (0,), (3, 5, 4097), (), (100_001,)]
+        types = [torch.bfloat16, torch.bfloat16, torch.float32, torch.float16, torch.float32,
+                 torch.bfloat16]  # fmt: skip
+        models = [
+            [torch.randn(s).to(t).to(device) for s, t in zip(shapes, types, strict=True)]
+            for _ in range(4)
+        ]
+        outs = [[torch.full_like(tensor, torch.nan) for tensor in models[0]] for _ in range(2)]
+        weights = torch.randn(2, 3)
+        wkernels.weighted_sum_tensors(models[:3], weights, outs, base=models[3])
+        for t, tensor in enumerate(models[0]):
+            if tensor.numel():
+                rows = [model[t].flatten() for model in models]
+                found = [out[t].flatten() for out in outs]
+                truth.check_mixes(found, rows[:3], weights.to(device), rows[3])
+
+    return check
+
+
+def _products(device, dtype, n_rows, *, full) -> Callable[[], None]:
+    def check() -> None:
+        x, other = _rows(device, n_rows, 35_003, dtype), _rows(device, 3, 35_003, dtype, seed=1)
+        base = other[0]
+        for columns in (None, other) if full else (None,):
+            gram = wkernels.gram(x, base, other=columns)
+            rows = _centred(x, base)
+            others = rows if columns is None else _centred(columns, base)
+            allowed = 35_003 * torch.finfo(torch.float64).eps * (rows.abs() @ others.abs().T)
+            assert ((gram - rows @ others.T).abs() <= allowed).all(), "Gram"
+            if columns is None:
+                assert torch.equal(gram, gram.T), "not symmetric"
+            for metric in ("l1", "l2") if full else ("l2",):
+                found = wkernels.pairwise_distances(x, other=columns, metric=metric)
+                for row, distances in zip(x, found, strict=True):
+                    expected = reference.pairwise_distances(
+                        [row], other=columns or x, metric=metric
+                    )[0]
+                    assert ((distances - expected).abs() <= 1e-11 * expected).all(), metric
+
+    return check
+
+
+def _centred(x: list[torch.Tensor], base: torch.Tensor) -> torch.Tensor:
+    """Differences to the base as the kernel takes them, in float64."""
+    compute = torch.float64 if x[0].dtype == torch.float64 else torch.float32
+    return torch.stack([(row.to(compute) - base.to(compute)).double() for row in x])
+
+
+def _statistics(device, dtype) -> Callable[[], None]:
+    def check() -> None:
+        x = _rows(device, 5, 35_003, dtype)
+        base = x[1].clone()
+        found, expected = wkernels.row_statistics(x, base), reference.row_statistics(x, base)
+        for name, values in expected.items():
+            here = getattr(found, name).cpu()
+            # the mean is a sum that cancels
+            allowed = 1e-9 * values.double().cpu().abs() + (1e-13 if name == "mean" else 0)
+            assert ((here - values.double().cpu()).abs() <= allowed).all(), name
+
+    return check
+
+
+def _long(device) -> Callable[[], None]:
+    def check() -> None:
+        n = 2**31 + 70_001
+        x = torch.empty((2, n), dtype=torch.bfloat16, device=device)
+        x[0], x[1] = 1, torch.nan
+        x[:, -100_000:] = torch.stack(_rows(device, 2, 100_000, torch.bfloat16))
+        x[1, :-100_000] = 3
+        out = wkernels.weighted_sum(x, torch.tensor([[0.5, 0.25]]))
+        out = torch.as_tensor(out)
+        assert (out[0, :-100_000] == 1.25).all(), "before the last elements"
+        weights = torch.tensor([[0.5, 0.25]], device=device)
+        truth.check_mixes(out[:, -100_000:], x[:, -100_000:], weights)
+        ends = x[:, -100_000:].double()
+        gram = wkernels.gram(x)
+        before = (n - 100_000) * torch.tensor([[1.0, 3.0], [3.0, 9.0]], device=device).double()
+        assert torch.allclose(gram, before + ends @ ends.T, rtol=1e-12), "Gram"
+
+    return check

@@ -1,0 +1,90 @@
+"""The specialisations worth looking at: launches of tiny tensors that choose what large ones do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+
+from wkernels import moments
+from wkernels.gpu import products, statistics, weighted_sum
+
+N = 4096
+F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+
+
+def _rows(n_rows: int, dtype: torch.dtype, *, arena: bool = True) -> list[torch.Tensor]:
+    rows = list(torch.zeros((n_rows + 1, N), dtype=dtype))
+    return rows[:n_rows] if arena else [rows[0], *rows[2:]]
+
+
+def _mix(n_models, n_mixes=1, dtype=BF16, *, out=None, base=None, arena=True, types=()):
+    rows = _rows(n_models, dtype, arena=arena)
+    for i, other in enumerate(types):
+        rows[i] = torch.zeros(N, dtype=other)
+    outs = _rows(n_mixes, out or dtype)
+    origin = None if base is None else torch.zeros(N, dtype=base)
+    names = {tensor.dtype for tensor in [*rows, *outs, *([] if origin is None else [origin])]}
+    weights = torch.zeros((n_mixes, n_models), dtype=F64 if F64 in names else F32)
+    weighted_sum.launch(rows, weights, outs, origin)
+
+
+def _mix_tensors(n_models, n_mixes, dtype):
+    tensors = [torch.zeros(N, dtype=dtype), torch.zeros(7, dtype=dtype)]
+    weights = torch.zeros((n_mixes, n_models))
+    weighted_sum.launch_tensors([tensors] * n_models, weights, [tensors] * n_mixes, tensors)
+
+
+def _products(op, n_rows, n_columns=None, dtype=BF16, base=None):
+    columns = None if n_columns is None else _rows(n_columns, dtype)
+    out = torch.zeros((1, n_rows, n_columns or n_rows), dtype=F64)
+    origin = None if base is None else torch.zeros(N, dtype=base)
+    products.launch(op, _rows(n_rows, dtype), columns, origin, np.array([[0, N]]), out)
+
+
+def _statistics(dtype, base=None):
+    origin = None if base is None else torch.zeros(N, dtype=base)
+    sums = torch.zeros((1, 3, moments.N), dtype=F64)
+    statistics.launch(_rows(3, dtype), origin, np.array([[0, N]]), sums)
+
+
+CASES: dict[str, Callable[[], None]] = {
+    "mix 1 bf16": partial(_mix, 1),
+    "mix 2 bf16": partial(_mix, 2),
+    "mix 8 bf16": partial(_mix, 8),
+    "mix 8 bf16, base": partial(_mix, 8, base=BF16),
+    "mix 8 bf16, table": partial(_mix, 8, arena=False),
+    "mix 8 bf16, float32 base, 8 mixes": partial(_mix, 8, 8, base=F32),
+    "mix 8 bf16 -> float32": partial(_mix, 8, out=F32),
+    "mix 8 bf16 -> float64": partial(_mix, 8, out=F64),
+    "mix 3 bf16 + 1 float32": partial(_mix, 4, types=(F32,)),
+    "mix 16 float16, 8 mixes": partial(_mix, 16, 8, F16),
+    "mix 40 bf16": partial(_mix, 40),
+    "mix 40 bf16, 8 mixes, base, table": partial(_mix, 40, 8, base=BF16, arena=False),
+    "mix 40 float64, 8 mixes": partial(_mix, 40, 8, F64),
+    "mix 40 of two types": partial(_mix, 40, types=(F16,)),
+    "mix 8 float32": partial(_mix, 8, dtype=F32),
+    "mix 8 float64 -> bf16": partial(_mix, 8, dtype=F64, out=BF16),
+    "mix 8 float8_e4m3fn -> bf16": partial(_mix, 8, dtype=E4M3, out=BF16),
+    "mix 8 float8_e5m2 -> float16": partial(_mix, 8, dtype=E5M2, out=F16),
+    "mix 8 state dicts bf16, base": partial(_mix_tensors, 8, 1, BF16),
+    "mix 4 state dicts float32, 2 mixes": partial(_mix_tensors, 4, 2, F32),
+    "dot 8 bf16, base": partial(_products, "dot", 8, base=BF16),
+    "dot 8 float32": partial(_products, "dot", 8, dtype=F32),
+    "dot 16 bf16, base": partial(_products, "dot", 16, base=BF16),
+    "dot 32 bf16, base": partial(_products, "dot", 32, base=BF16),
+    "dot 64 bf16, base": partial(_products, "dot", 64, base=BF16),
+    "dot 256 bf16, base": partial(_products, "dot", 256, base=BF16),
+    "dot 40 x 20 float64": partial(_products, "dot", 40, 20, F64),
+    "dot 16 float8_e4m3fn": partial(_products, "dot", 16, dtype=E4M3),
+    "l2 8 bf16": partial(_products, "l2", 8),
+    "l2 16 bf16": partial(_products, "l2", 16),
+    "l1 16 float32": partial(_products, "l1", 16, dtype=F32),
+    "statistics bf16, base": partial(_statistics, BF16, BF16),
+    "statistics float32, base": partial(_statistics, F32, F32),
+    "statistics float64": partial(_statistics, F64),
+    "statistics float8_e5m2": partial(_statistics, E5M2),
+}
