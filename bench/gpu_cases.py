@@ -20,7 +20,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def make_limits(session: Session) -> None:
     """What the device can do at best, measured again beside every benchmark."""
     sizes, device = session.sizes, session.device
-    source = torch.ones(sizes.row_bytes // 4, device=device)
+    source = torch.rand(sizes.row_bytes // 4, device=device)
     target = torch.empty_like(source)
     session.limits["copy"] = Work(lambda: target.copy_(source), 2 * source.nbytes)
     session.limits["read"] = Work(lambda: torch.sum(source), source.nbytes)

@@ -4,3 +4,15 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+from tests.paths import Cpu, Gpu
+from wkernels import ops
+
+
+@pytest.fixture(params=[Cpu, Gpu], ids=["cpu", "gpu"])
+def path(request, monkeypatch):
+    """Every test that uses this runs on both paths; ``wkernels.ops`` takes the one it is."""
+    monkeypatch.setattr(ops, "_on_gpu", lambda rows: request.param is Gpu)
+    return request.param

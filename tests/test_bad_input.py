@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,7 +90,7 @@ SHARD = "model-00001-of-00001.safetensors"
 class Spoiled(NamedTuple):
     """What is done to ``runs/1``, and what every command says of it."""
 
-    spoil: object
+    spoil: Callable[[Path], object]
     words: str
 
 
@@ -394,8 +395,6 @@ def test_labels_that_cannot_be_used(zoo, capsys, case):
     assert_refused(capsys, zoo, arguments, words)
 
 
-# --- values --------------------------------------------------------------------------------------
-
 NON_FINITE = {"NaN": float("nan"), "Inf": float("inf"), "negative Inf": -float("inf")}
 
 
@@ -470,9 +469,6 @@ def test_integers_are_compared_to_the_last_byte(zoo, capsys, last):
     assert_refused(capsys, zoo, ["merge", *ALL, *UNIFORM], words)
 
 
-# --- files that change while they are used -------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["x", "steps"])
 def test_a_file_cut_off_after_it_was_opened(zoo, name):
     opened = ws.open_zoo([zoo / "runs/0", zoo / "runs/1"])
@@ -497,9 +493,6 @@ def test_a_file_that_went_away_after_it_was_opened(zoo):
     with pytest.raises(CheckpointError, match=words):
         ws.gram(opened)
     assert everything_under(zoo) == before
-
-
-# --- what works ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("models", [["runs/0"], ["runs/0", "runs/0"], ["runs/*"]], ids=str)

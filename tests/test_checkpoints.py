@@ -245,9 +245,6 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
         open_checkpoint(tmp_path / "model.gguf")
 
 
-# --- PyTorch's own files -------------------------------------------------------------------------
-
-
 class Executes:
     """What a hostile pickle does: calls a function of its choice when it is loaded."""
 

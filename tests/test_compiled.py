@@ -74,9 +74,9 @@ def test_rows_are_read_16_bytes_at_a_time(main_kernels, target):
         if compiled_for == target and case not in NARROW:
             assert row["wide_loads"] > 0, row
             assert row["wide_loads"] >= row["expected_loads"], row
-            # 64 elements of the base are fewer than 16 bytes for each thread of a tile of rows
+            # a tile's 64 elements of the base, in three stages, are less than 16 bytes a thread
             base_of_a_tile = row["kernel"] == "dot_tiles" and "base" in case
-            assert row["narrow_loads"] <= 3 * base_of_a_tile, row  # in three stages
+            assert row["narrow_loads"] <= 3 * base_of_a_tile, row
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])

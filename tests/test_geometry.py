@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csgraph
 from sklearn.cluster import KMeans, SpectralClustering
 from threadpoolctl import threadpool_limits
 
@@ -123,6 +124,12 @@ def test_copies_are_at_distance_zero_and_the_bits_are_symmetric():
     assert geometry.distances(gram)[1, 4] == 0
     assert (geometry.distances(gram).diagonal() == 0).all()
     assert (geometry.cosines(gram).diagonal() == 1).all()
+
+
+def test_a_square_that_rounding_makes_negative_is_zero():
+    above = math.nextafter(1, 2)
+    gram = torch.tensor([[1, above], [above, 1]], dtype=torch.float64)
+    assert geometry.distances(gram).tolist() == [[0, 0], [0, 0]]
 
 
 def test_a_zero_task_vector_has_cosine_zero_with_every_other_model():
@@ -282,6 +289,13 @@ def test_no_model_gains_by_moving_among_nearly_orthogonal_models(seed):
     assert best.labels.tolist() == torch.arange(4).repeat_interleave(5).tolist()
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_one_start_finds_groups_that_are_far_apart(seed):
+    x = blobs([3] * 12, spread=1e-4)
+    found = geometry.kmeans(x @ x.T, 12, seed=seed, restarts=1)
+    assert found.labels.tolist() == torch.arange(12).repeat_interleave(3).tolist()
+
+
 def test_no_model_is_nearer_to_another_centroid():
     x = rows(60, 3)
     found = geometry.kmeans(x @ x.T, 7, restarts=1)
@@ -325,7 +339,9 @@ def test_kmeans_on_directions_ignores_lengths():
 def test_models_equal_to_the_base_are_one_group_by_direction():
     x = blobs([3, 3], spread=0.01)
     x = torch.cat([x, torch.zeros(2, 20, dtype=torch.float64)])
-    assert geometry.kmeans(x @ x.T, 3, normalize=True).labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    found = geometry.kmeans(x @ x.T, 3, normalize=True)
+    assert found.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert found.inertia < 0.1  # the two do not differ, as two directions would
 
 
 def test_kmeans_does_not_see_the_order_of_the_zoo_nor_its_origin():
@@ -396,6 +412,23 @@ def test_spectral_clusters_are_those_of_scikit_learn(affinity, seed):
     torch.testing.assert_close(found.weights[2] @ x, x[16:].mean(dim=0), rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("affinity", ["clipped", "shifted"])
+def test_spectral_inertia_is_that_of_the_eigenvectors_of_the_laplacian(affinity):
+    x = torch.cat([blobs([6, 5, 4], spread=0.3), torch.zeros(1, 20, dtype=torch.float64)])
+    cosines = geometry.cosines(x @ x.T).numpy()
+    links = np.maximum(cosines, 0) if affinity == "clipped" else (1 + cosines) / 2
+    laplacian, roots = csgraph.laplacian(links, normed=True, return_diag=True)
+    embedded = torch.from_numpy(np.linalg.eigh(laplacian)[1][:, :4] / roots[:, None])
+    found = geometry.spectral_clustering(x @ x.T, 4, affinity=affinity)
+    assert found.inertia == pytest.approx(inertia_of(embedded, found.labels), rel=1e-8)
+
+
+def test_opposite_task_vectors_are_not_alike():
+    x = torch.eye(2, dtype=torch.float64)[[0, 0, 1, 1, 0, 0]]
+    x[4:] *= -1
+    assert geometry.spectral_clustering(x @ x.T, 3).labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
 def test_spectral_clustering_follows_chains_that_kmeans_cuts():
     def arc(start: float, models: int) -> torch.Tensor:
         angles = torch.linspace(start, start + 1.2, models, dtype=torch.float64)
@@ -439,6 +472,9 @@ def test_the_medoid_has_the_least_sum_of_distances(x, data):
 
 def test_the_first_of_equal_medoids():
     x = torch.tensor([[9.0, 0], [0, 0], [0.1, 0], [0, 0], [-0.1, 0]], dtype=torch.float64)
+    assert geometry.medoid(x @ x.T) == 1
+    # models 1 and 2 mirror each other; summed in order, the second comes out less by the last bit
+    x = torch.tensor([[7, 8], [-3, 2], [3, -2], [-7, -8]], dtype=torch.float64)
     assert geometry.medoid(x @ x.T) == 1
     assert geometry.medoid(x[:1] @ x[:1].T) == 0
 
@@ -494,9 +530,10 @@ def test_geometric_median_by_hand(x, expected):
     assert geometry.geometric_median(x @ x.T)[0].tolist() == pytest.approx(expected, abs=1e-12)
 
 
-def test_geometric_median_starts_on_a_model_that_is_no_median():
-    # the average is model 0, where four models pull one way and one the other
-    x = torch.tensor([[0, 0], [10, 2], [10, -1], [10, -3], [11, 1]])
+@pytest.mark.parametrize("others", [4, 6], ids=["rounded", "exact"])
+def test_geometric_median_starts_on_a_model_that_is_no_median(others):
+    # the average is model 0, where all others but one pull one way; of 8 models, exactly so
+    x = torch.tensor([[0, 0], [10, 2], [10, -1], [10, -3], [11, 1], [12, 2], [9, 0]][: others + 1])
     x = torch.cat([x, -x.sum(dim=0, keepdim=True)]).double()
     assert (x.mean(dim=0) == 0).all()
     weights = geometry.geometric_median(x @ x.T)

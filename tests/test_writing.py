@@ -49,9 +49,6 @@ def everything_under(folder):
     return sorted((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in folder.rglob("*"))
 
 
-# --- shards --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("sizes", "limit", "shards"),
     [
@@ -150,9 +147,6 @@ def test_transformers_loads_the_output(tmp_path, max_shard_size):
     for name, parameter in parameters.items():
         assert parameter.dtype == torch.float32
         assert torch.equal(parameter, (a[name].float() + b[name].float()) / 2), name
-
-
-# --- what lies beside the weights ----------------------------------------------------------------
 
 
 def test_the_donors_small_files_come_along(tmp_path):
@@ -266,9 +260,6 @@ def test_a_model_whose_name_is_not_utf_8_is_recorded(tmp_path):
     (out,) = ws.merge(ws.open_zoo(folder), [1.0], tmp_path / "out", dtype="float32")
     record = json.loads((out / "wspace.json").read_text(encoding="utf-8"))
     assert Path(record["made"]["models"][0]) == folder
-
-
-# --- nothing half done ---------------------------------------------------------------------------
 
 
 def test_the_name_appears_when_everything_is_written(runs, tmp_path):
@@ -391,8 +382,6 @@ def test_an_output_made_meanwhile_is_not_replaced(runs, tmp_path):
     assert names_in(tmp_path) == ["out", "runs"]
     assert names_in(tmp_path / "out") == ["mine"]
 
-
-# --- full disks and other places that cannot be written to ---------------------------------------
 
 Usage = namedtuple("Usage", "total used free")
 

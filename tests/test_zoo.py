@@ -50,9 +50,6 @@ def pair(tmp_path):
     return open_pair
 
 
-# --- alignment -----------------------------------------------------------------------------------
-
-
 def test_files_and_order_do_not_matter(tmp_path):
     backwards = dict(reversed(STATE.items()))
     halves = [{n: STATE[n] for n in sorted(STATE)[k::2]} for k in range(2)]
@@ -181,9 +178,6 @@ def test_a_pattern_on_a_checkpoint_without_tensors_is_refused(tmp_path):
         ws.open_zoo(tmp_path / "a", exclude="x")
 
 
-# --- filters -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("options", "kept", "reason"),
     [
@@ -223,9 +217,6 @@ def test_a_pattern_that_matches_nothing_is_a_mistake(pair, option):
 def test_nothing_left_is_refused(pair):
     with pytest.raises(MisalignedZooError, match="no floating-point tensor is left"):
         pair(STATE, exclude="*")
-
-
-# --- members -------------------------------------------------------------------------------------
 
 
 def test_one_model_is_a_zoo(tmp_path):
@@ -336,9 +327,6 @@ def test_tied_names_are_found_where_they_are_stored_twice(tmp_path):
 )
 def test_names_are_paths_without_what_they_share(paths, names):
     assert short_names(paths) == names
-
-
-# --- the Hub -------------------------------------------------------------------------------------
 
 
 def fetched(monkeypatch, result):

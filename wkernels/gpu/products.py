@@ -85,7 +85,7 @@ def dot_tiles(
         total = _dot_step(
             total, a, b, origin, step + here, length, CODE, BASE_CODE, COMPUTE, SAME, False
         )
-    for step in range(full, length, STEP):
+    for step in tl.range(full, length, STEP, num_stages=1):  # once at most: nothing to overlap
         total = _dot_step(
             total, a, b, origin, step + here, length, CODE, BASE_CODE, COMPUTE, SAME, True
         )

@@ -29,8 +29,8 @@ def kmeans(
 ) -> Clusters:
     """Groups with the least sum of squared distances to their averages, as far as restarts find it.
 
-    Lloyd's iteration from k-means++ starts, greedy and plain, the best of ``restarts``. Where it
-    stops, Hartigan's moves of one model at a time go on. Task vectors need them: they are nearly
+    Lloyd's iteration from greedy k-means++ starts, the best of ``restarts``. Where it stops,
+    Hartigan's moves of one model at a time go on. Task vectors need them: they are nearly
     orthogonal, so that each is nearest to the centroid it is part of, and Lloyd alone never moves.
     A distance to a centroid needs no centroid: ``d(i, c)^2 = mean_j d_ij^2 - mean_jl d_jl^2 / 2``
     over its members. With ``normalize`` the task vectors are first scaled to length 1, which
@@ -88,10 +88,8 @@ def _cluster(points: torch.Tensor, k: int, seed: int, restarts: int) -> Clusters
     squared = squared_distances(points)
     generator = torch.Generator().manual_seed(seed)
     best, least, iterations = torch.zeros(0), math.inf, 0
-    for restart in range(restarts):
-        # greedy starts are better on average, and all alike: plain ones reach what they never do
-        draws = 1 if restart % 2 else 2 + int(math.log(k))
-        starts = _plus_plus(squared, k, tie, generator, draws)
+    for _ in range(restarts):
+        starts = _plus_plus(squared, k, tie, generator)
         labels, steps = _settled(squared, k, tie, starts)
         inertia = _inertia(squared, labels, k)
         if inertia < least - tie:
@@ -133,10 +131,8 @@ def _first_least(values: torch.Tensor, tie: float) -> torch.Tensor:
     return (values <= values.amin(dim=-1, keepdim=True) + tie).byte().argmax(dim=-1)
 
 
-def _plus_plus(
-    squared: torch.Tensor, k: int, tie: float, generator: torch.Generator, draws: int
-) -> list[int]:
-    """k-means++: of ``draws`` models drawn by squared distance, the one that leaves the least."""
+def _plus_plus(squared: torch.Tensor, k: int, tie: float, generator: torch.Generator) -> list[int]:
+    """Greedy k-means++: of some models drawn by squared distance, the one that leaves the least."""
 
     def draw(count: int) -> torch.Tensor:
         return torch.rand(count, generator=generator, dtype=torch.float64)
@@ -147,7 +143,7 @@ def _plus_plus(
     for _ in range(1, k):
         summed = nearest.cumsum(dim=0)
         # right: never a model at distance 0, which adds nothing to the running sum
-        drawn = torch.searchsorted(summed, draw(draws) * summed[-1], right=True)
+        drawn = torch.searchsorted(summed, draw(2 + int(math.log(k))) * summed[-1], right=True)
         drawn = drawn.clamp_max(n - 1)
         remaining = torch.minimum(nearest, squared[drawn])
         starts.append(int(drawn[_first_least(remaining.cumsum(dim=1)[:, -1], tie)]))

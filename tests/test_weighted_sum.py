@@ -1,4 +1,4 @@
-"""The weighted-sum kernel, interpreted: bit for bit, at every shape and type it branches on."""
+"""Weighted sums on both paths: bit for bit, at every shape and type they branch on."""
 
 from fractions import Fraction
 
@@ -17,9 +17,7 @@ OUTPUTS = (F64, F32, F16, BF16)
 SHAPES = ((1, 1, 1), (2, 1, 4097), (3, 2, 515), (8, 3, 1025), (21, 9, 1030))
 
 
-@pytest.fixture(autouse=True)
-def on_gpu(monkeypatch):
-    monkeypatch.setattr(ops, "_on_gpu", lambda rows: True)
+pytestmark = pytest.mark.usefixtures("path")
 
 
 def fma32(x, weight, total):
@@ -250,13 +248,15 @@ def test_state_dicts_with_a_tensor_that_is_not_aligned():
 
 
 @pytest.mark.parametrize("dtype", [F64, F32, BF16, E4M3], ids=str)
-def test_bits_are_those_of_the_cpu_path(dtype, monkeypatch):
+def test_bits_are_the_same_on_both_paths(dtype, monkeypatch):
     x, weights = make(5, 3001, dtype), weights_for(4, 5)
     weights[1] = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0])
     weights[2] = 0
     base = make(1, 3001, F32, seed=3)[0]
     out_dtype = BF16 if dtype == E4M3 else dtype
-    on_gpu = ops.weighted_sum(x, weights, base=base, out=poisoned(4, 3001, out_dtype))
-    monkeypatch.setattr(ops, "_on_gpu", lambda rows: False)
-    on_cpu = ops.weighted_sum(x, weights, base=base, out=poisoned(4, 3001, out_dtype))
-    assert same_bits(on_gpu, on_cpu)
+    found = []
+    for gpu in (False, True):
+        monkeypatch.setattr(ops, "_on_gpu", lambda rows, gpu=gpu: gpu)
+        out = poisoned(4, 3001, out_dtype)
+        found.append(ops.weighted_sum(x, weights, base=base, out=out))
+    assert same_bits(*found)
