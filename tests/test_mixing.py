@@ -221,7 +221,7 @@ def turned(a: torch.Tensor, b: torch.Tensor, t: float) -> torch.Tensor:
     return a.norm() * (math.cos(t * angle) * unit + math.sin(t * angle) * across)
 
 
-@pytest.mark.parametrize("angle", [1e-5, 1e-2, 1.0, math.pi / 2, 3.0])
+@pytest.mark.parametrize("angle", [1e-5, 1e-4, 5e-3, 1.0, math.pi / 2, 3.0])
 def test_slerp_turns_task_vectors_of_one_length(angle):
     a, b = vectors(2, 40)
     unit = a / a.norm()
@@ -268,6 +268,17 @@ def test_slerp_of_nearly_parallel_task_vectors_is_lerp(angle):
     torch.testing.assert_close(found, mixing.lerp(steps), rtol=0, atol=1e-10)
     if angle < mixing.PARALLEL_RADIANS / 2:
         assert torch.equal(found, mixing.lerp(steps))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_slerp_where_rounding_takes_the_cosine_past_one(sign):
+    above = math.nextafter(1, 2) * sign
+    gram = torch.tensor([[1, above], [above, 1]], dtype=torch.float64)
+    if sign > 0:
+        assert torch.equal(mixing.slerp(gram, 0.3), mixing.lerp(0.3))
+    else:
+        with pytest.raises(ValueError, match="opposite"):
+            mixing.slerp(gram, 0.3)
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-9, 5e-5])

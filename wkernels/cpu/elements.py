@@ -94,7 +94,10 @@ _fast_read = _vectorised("read")
 _fast_centre = _vectorised("centre")
 _fast_widen = _vectorised("widen")
 _store_bfloat16, _store_float16, _store_float32 = (
-    STORES[name] for name in ("bfloat16", "float16", "float32")
+    STORES[name, False] for name in ("bfloat16", "float16", "float32")
+)
+_bypass_bfloat16, _bypass_float16, _bypass_float32 = (
+    STORES[name, True] for name in ("bfloat16", "float16", "float32")
 )
 
 
@@ -161,14 +164,24 @@ def _bfloat16(value):
 
 
 @inner
-def write(code, address, start, values):
-    """Round ``values`` once, to nearest even; returns how many came out NaN or Inf."""
+def write(code, address, start, values, bypass):
+    """Round ``values`` once, to nearest even; returns how many came out NaN or Inf.
+
+    ``bypass``: past the caches where the place allows it, for rows that do not fit there.
+    """
     done = 0
     bad = 0
     if values.itemsize == 4:
         out = _element(code, address, start)
         done = values.size - values.size % TURN
-        if code == BFLOAT16:
+        if bypass and out % 64 == 0 and code in (BFLOAT16, FLOAT16, FLOAT32):
+            if code == BFLOAT16:
+                bad = _bypass_bfloat16(values.ctypes.data, done, out)
+            elif code == FLOAT16:
+                bad = _bypass_float16(values.ctypes.data, done, out)
+            else:
+                bad = _bypass_float32(values.ctypes.data, done, out)
+        elif code == BFLOAT16:
             bad = _store_bfloat16(values.ctypes.data, done, out)
         elif code == FLOAT16:
             bad = _store_float16(values.ctypes.data, done, out)

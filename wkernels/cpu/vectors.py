@@ -89,8 +89,13 @@ class _Loop:
         """Vector ``k`` of a stored row, as float32."""
         return _to_float32(self.builder, self.load(row, _STORED[name], _BYTES[name], k), name)
 
-    def store(self, value, start, element, size: int, k: int) -> None:
-        self.builder.store(value, self.place(start, element, size, k)).align = size
+    def store(self, value, start, element, size: int, k: int, *, bypass: bool = False) -> None:
+        """``bypass``: past the caches, as nothing will read it soon; the place must be aligned."""
+        stored = self.builder.store(value, self.place(start, element, size, k))
+        stored.align = size * _LANES if bypass else size
+        if bypass:
+            module = self.builder.module
+            stored.set_metadata("nontemporal", module.add_metadata([_INT32(1)]))
 
     def fetch(self, row, name: str, ahead) -> None:
         """Ask for what the row holds ``ahead`` elements further on than this turn."""
@@ -263,7 +268,7 @@ def _rounded(builder, value, name: str):
     return builder.trunc(nearest, _lanes(_INT16)), bad
 
 
-def _store(name: str):
+def _store(name: str, bypass: bool):
     @intrinsic
     def store(context, values, n, out):
         """Rounds ``n`` float32 (a multiple of ``TURN``) once; returns how many are NaN or Inf."""
@@ -274,9 +279,11 @@ def _store(name: str):
             (counts,) = loop.totals
             for k in range(TURN // _LANES):
                 bits, bad = _rounded(builder, loop.load(values, _FLOAT, 4, k), name)
-                loop.store(bits, out, _STORED[name], _BYTES[name], k)
+                loop.store(bits, out, _STORED[name], _BYTES[name], k, bypass=bypass)
                 counts = builder.add(counts, builder.zext(bad, _lanes(_INT32)))
             (counts,) = loop.end([counts])
+            if bypass:  # what bypassed the caches is seen by all from here on
+                builder.fence("seq_cst")
             lanes = [builder.extract_element(counts, _INT32(lane)) for lane in range(_LANES)]
             while len(lanes) > 1:
                 lanes = [builder.add(*pair) for pair in zip(lanes[::2], lanes[1::2], strict=True)]
@@ -287,4 +294,4 @@ def _store(name: str):
     return store
 
 
-STORES = {name: _store(name) for name in _STORED}
+STORES = {(name, bypass): _store(name, bypass) for name in _STORED for bypass in (False, True)}

@@ -1,4 +1,4 @@
-"""Weighted sums on the CPU: every row once, block by block, for all mixes."""
+"""Weighted sums on the CPU: every row once, block by BLOCK, for all mixes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from wkernels.cpu.pointers import Pointers
 from wkernels.cpu.vectors import MIXES, SIDE, TURN
 from wkernels.mixes import MIXED
 
-BLOCK = 4096
-"""Elements at a time for a single mix without a base: its sums fill half of a first-level cache."""
+BLOCK = 2048
+"""Elements at a time: the sums, the base and a row fit in first-level cache, and what was fetched
+ahead in the second."""
 
-SMALL_BLOCK = 2048
-"""Elements at a time with a base or several mixes, which need room there too."""
+BYPASS = 1 << 24
+"""Elements from which outputs go past the caches, which they would only fill; a chunk of a stream,
+written to a file next, is shorter."""
 
 PARALLEL = 1 << 16
 """Elements below which a second thread costs more than it gives."""
@@ -54,7 +56,7 @@ def weighted_sum(
     used = rows if len(mixed) else Pointers(rows.addresses[:0], rows.codes[:0])
 
     def work(start: int, stop: int) -> int:
-        return _range(*used, factors, *base, *outs_mixed, copies, start, stop)
+        return _range(*used, factors, *base, *outs_mixed, copies, start, stop, n >= BYPASS)
 
     return sum(over_ranges(work, n, step=BLOCK, threads=threads, least=PARALLEL))
 
@@ -62,19 +64,18 @@ def weighted_sum(
 @kernel
 def _range(
     addresses, codes, factors, base_address, base_code, out_addresses, out_codes, copies,
-    start, stop,
+    start, stop, bypass,
 ):  # fmt: skip
     n_mixes = factors.shape[0]
     based = base_address.size == 1
-    block = BLOCK if n_mixes == 1 and not based else SMALL_BLOCK
-    sums = np.empty((n_mixes, block), factors.dtype)
-    values = np.empty(block, factors.dtype)
-    base = np.zeros(block, factors.dtype)
+    sums = np.empty((n_mixes, BLOCK), factors.dtype)
+    values = np.empty(BLOCK, factors.dtype)
+    base = np.zeros(BLOCK, factors.dtype)
     bad = 0
-    for first in range(start, stop, block):
-        n = min(block, stop - first)
+    for first in range(start, stop, BLOCK):
+        n = min(BLOCK, stop - first)
         if based:
-            read(base_code[0], base_address[0], first, base[:n], block)
+            read(base_code[0], base_address[0], first, base[:n], BLOCK)
         for j in range(n_mixes):
             _fill(sums[j, :n], 0)
         i = 0
@@ -84,7 +85,7 @@ def _range(
             if values.itemsize == 4 and _has_vectors(codes[i]):
                 done = n - n % TURN
                 _add_models(
-                    codes, addresses, i, together, first, done, base, based, factors, sums, block
+                    codes, addresses, i, together, first, done, base, based, factors, sums
                 )  # fmt: skip
             for model in range(i, i + together):
                 if done < n:
@@ -94,10 +95,10 @@ def _range(
         for j in range(n_mixes):
             if based:
                 _add(sums[j, :n], base[:n])
-            bad += write(out_codes[j], out_addresses[j], first, sums[j, :n])
+            bad += write(out_codes[j], out_addresses[j], first, sums[j, :n], bypass)
         for j in range(copies.shape[0]):
-            read(copies[j, 0], copies[j, 1], first, values[:n], block)
-            bad += write(copies[j, 2], copies[j, 3], first, values[:n])
+            read(copies[j, 0], copies[j, 1], first, values[:n], BLOCK)
+            bad += write(copies[j, 2], copies[j, 3], first, values[:n], bypass)
     return bad
 
 
@@ -161,7 +162,7 @@ _four_by_four = _typed(SIDE, SIDE, True)
 
 
 @inner
-def _add_models(codes, addresses, i, n_models, first, n, base, based, factors, sums, block):
+def _add_models(codes, addresses, i, n_models, first, n, base, based, factors, sums):
     """Adds models ``i .. i + n_models`` (1 or 4 of one type) to every mix; ``n`` is whole turns."""
     row_bytes = (factors.strides[0], sums.strides[0])
     code, origin = codes[i], base.ctypes.data
@@ -170,7 +171,7 @@ def _add_models(codes, addresses, i, n_models, first, n, base, based, factors, s
         scales = factors.ctypes.data + j * factors.strides[0] + 4 * i
         out = sums.ctypes.data + j * sums.strides[0]
         rows = addresses.ctypes.data + 8 * i
-        ahead = block if j == 0 else 0
+        ahead = BLOCK if j == 0 else 0
         if j + SIDE <= factors.shape[0]:
             if n_models == SIDE:
                 _four_by_four(code, rows, first, n, origin, scales, out, row_bytes, ahead)
