@@ -1,4 +1,4 @@
-"""Weighted sums on the CPU: every row once, block by BLOCK, for all mixes."""
+"""Weighted sums on the CPU: every row once, block by block, for all mixes."""
 
 from __future__ import annotations
 
