@@ -23,6 +23,8 @@ def folder(tmp_path, monkeypatch):
     save(tmp_path / "zoo" / "base", base)
     for i in range(4):
         save(tmp_path / "zoo" / f"model-{i}", state(20 + i, like=groups[i % 2], step=0.05))
+    labels = "".join(f"model-{i},{i % 2}\n" for i in range(4))
+    (tmp_path / "zoo" / "labels.csv").write_text("model,label\n" + labels)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
