@@ -58,8 +58,8 @@ class Device(Protocol):
 def device_named(name: str) -> Device:
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Raises DeviceError for one that is not there.
 
-    ``auto`` is the CPU: chunks come from files, through host memory, where a weighted sum or the
-    Gram matrix of a few dozen models is over before the data could have crossed to a GPU.
+    ``auto`` is the CPU: chunks come from files, and which device is faster for them has not been
+    measured. A GPU is used where it is asked for.
     """
     if name in ("auto", "cpu"):
         return Cpu()

@@ -32,6 +32,7 @@ COPY_BLOCK = 4 << 20
 class Mixes:
     """Rows of mixing weights, reduced to the checkpoints that they need."""
 
+    table: np.ndarray  # float64 [n_mixes, n]: all columns
     weights: np.ndarray  # float64 [n_mixes, n_used]
     rows: tuple[int, ...]  # of zoo.checkpoints: the members used, then the base
     based: bool
@@ -47,7 +48,7 @@ def needed(zoo: Zoo, weights: Any) -> Mixes:
     used = np.flatnonzero(table.any(axis=0))
     based = zoo.base is not None
     rows = (*used.tolist(), *([len(zoo)] if based else []))
-    return Mixes(table[:, used], rows, based)
+    return Mixes(table, table[:, used], rows, based)
 
 
 def merge(
@@ -98,8 +99,7 @@ def merge(
     for path in outs:
         check_output(path, zoo.checkpoints, nbytes * len(outs))
     plans = plan_mixes(zoo, chosen, worker, budget, dtype)
-    table = check_weights(weights, len(zoo), has_base=chosen.based)
-    records = [_record(zoo, row, dtype) for row in table]
+    records = [_record(zoo, row, dtype) for row in chosen.table]
     writers: list[CheckpointWriter] = []
     pool = ThreadPoolExecutor(4, thread_name_prefix="wspace-write")
     try:

@@ -17,6 +17,7 @@ from wspace.merging import needed, output_dtype, plan_mixes, run_mixes
 from wspace.sizes import parse_bytes
 from wspace.storage.headers import KERNEL_NAMES
 from wspace.stream import Chunk, Progress, Stream, chunk_elements, plan_chunks
+from wspace.weights import check_weights
 from wspace.zoo import Zoo
 
 
@@ -138,8 +139,6 @@ class ResidentZoo:
 
     def mix(self, weights: Any, *, dtype: str | None = None) -> list[dict[str, torch.Tensor]]:
         """A state dict for each row of weights ``[n_mixes, n]``, as :func:`wspace.merge` has it."""
-        from wspace.weights import check_weights
-
         table = check_weights(weights, len(self.zoo), has_base=self.zoo.base is not None)
         states: list[dict[str, torch.Tensor]] = [{} for _ in table]
         for rows, places in zip(self.rows, self._places, strict=True):
