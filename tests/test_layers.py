@@ -35,6 +35,7 @@ LAYERS = [
     "wspace.storage.pickles",
     "wspace.storage.checkpoints",
     "wspace.storage.reading",
+    "wspace.storage.files",
     "wspace.storage.writing",
     "wspace.zoo",
     "wspace.devices",

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import wspace as ws
 from tests.checkpoints import assert_same, load, save_model, save_pickle, save_shards
 from wspace.errors import OutputError
-from wspace.storage import writing
+from wspace.storage import files
 from wspace.storage.checkpoints import INDEX
 from wspace.storage.headers import BITS, read_header
 from wspace.storage.writing import CheckpointWriter, OutputTensor, companions, plan_shards
@@ -406,7 +406,7 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(runs, tmp_path, 
 def test_a_disk_that_fills_up_leaves_nothing(runs, tmp_path, monkeypatch, function):
     before = everything_under(tmp_path)
     monkeypatch.setattr(os, function, no_space)
-    monkeypatch.setattr(writing, "SYNC", 1000)
+    monkeypatch.setattr(files, "SYNC", 1)
     with pytest.raises(OutputError, match=r"/x: .*No space left on device"):
         ws.merge(runs, [[0.5, 0.5], [1, 0]], [tmp_path / "x", tmp_path / "y"])
     assert everything_under(tmp_path) == before

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,16 @@ from wspace.sizes import parse_bytes
 from wspace.storage.headers import BITS, CODES, KERNEL_NAMES
 from wspace.storage.reading import Reader, append_range
 from wspace.storage.writing import CheckpointWriter, OutputTensor, check_output
-from wspace.stream import Chunk, Progress, Stream, chunk_elements, plan_chunks, row_starts
+from wspace.stream import (
+    OUTPUTS,
+    Chunk,
+    ChunkPlan,
+    Progress,
+    Stream,
+    chunk_elements,
+    plan_chunks,
+    row_starts,
+)
 from wspace.version import VERSION
 from wspace.weights import check_weights
 from wspace.zoo import Zoo, ZooTensor
@@ -32,14 +42,32 @@ COPY_BLOCK = 4 << 20
 class Mixes:
     """Rows of mixing weights, reduced to the checkpoints that they need."""
 
-    table: np.ndarray  # float64 [n_mixes, n]: all columns
-    weights: np.ndarray  # float64 [n_mixes, n_used]
+    weights: np.ndarray  # float64 [n_mixes, n_used]; [n_kinds, n_mixes, n_used] where they differ
     rows: tuple[int, ...]  # of zoo.checkpoints: the members used, then the base
     based: bool
+    kinds: np.ndarray | None = None  # int [n_tensors]: which of the weights each tensor has
 
     @property
-    def copied(self) -> np.ndarray:
-        return mixes.copied_rows(self.weights, has_base=self.based)
+    def n_mixes(self) -> int:
+        return self.weights.shape[-2]
+
+    def of(self, chunk: Chunk) -> Iterator[tuple[Chunk, int, np.ndarray]]:
+        """The chunk's runs of tensors with the same weights: ``(part, first element, weights)``."""
+        if self.kinds is None:
+            yield chunk, 0, self.weights
+            return
+        plan = chunk.plan
+        kinds = self.kinds
+        for kind, run in groupby(plan.pieces, key=lambda piece: kinds[piece.tensor]):
+            pieces = tuple(run)
+            at, last = pieces[0].at, pieces[-1]
+            n = last.at + last.stop - last.start - at
+            starts = tuple(
+                start + at * BITS[dtype] // 8
+                for start, dtype in zip(chunk.starts, plan.dtypes, strict=True)
+            )
+            part = Chunk(ChunkPlan(pieces, plan.dtypes, n), chunk.buffer, starts)
+            yield part, at, self.weights[kind]
 
 
 def needed(zoo: Zoo, weights: Any) -> Mixes:
@@ -48,7 +76,7 @@ def needed(zoo: Zoo, weights: Any) -> Mixes:
     used = np.flatnonzero(table.any(axis=0))
     based = zoo.base is not None
     rows = (*used.tolist(), *([len(zoo)] if based else []))
-    return Mixes(table, table[:, used], rows, based)
+    return Mixes(table[:, used], rows, based)
 
 
 def merge(
@@ -83,9 +111,10 @@ def merge(
     result beyond the output type's range), MisalignedZooError, BudgetError.
     """
     outs = [Path(out)] if isinstance(out, str | Path) else [Path(path) for path in out]
-    chosen = needed(zoo, weights)
-    if len(outs) != len(chosen.weights):
-        raise OutputError(f"{len(outs)} outputs for {len(chosen.weights)} rows of weights")
+    table = check_weights(weights, len(zoo), has_base=zoo.base is not None)
+    chosen = needed(zoo, table)
+    if len(outs) != len(table):
+        raise OutputError(f"{len(outs)} outputs for {len(table)} rows of weights")
     if len({path.resolve() for path in outs}) < len(outs):
         raise OutputError("two outputs have the same path")
     for path in outs:
@@ -99,7 +128,7 @@ def merge(
     for path in outs:
         check_output(path, zoo.checkpoints, nbytes * len(outs))
     plans = plan_mixes(zoo, chosen, worker, budget, dtype)
-    records = [_record(zoo, row, dtype) for row in chosen.table]
+    records = [_record(zoo, row, dtype) for row in table]
     writers: list[CheckpointWriter] = []
     pool = ThreadPoolExecutor(4, thread_name_prefix="wspace-write")
     try:
@@ -110,8 +139,8 @@ def merge(
                     path, tensors, metadata=metadata, max_shard_bytes=max_shard_bytes, pool=pool
                 )
             )
-        _copy_equal(zoo, writers)
-        sink = _FileSink(zoo, writers)
+        copy_equal(zoo, writers)
+        sink = FileSink([(tensor.name, 0) for tensor in zoo.tensors], writers)
         run_mixes(zoo, chosen, plans, worker, dtype, sink, progress, allow_non_finite)
         for writer, record in zip(writers, records, strict=True):
             writer.publish(zoo.donor, record, dtype)
@@ -139,7 +168,7 @@ def plan_mixes(zoo: Zoo, chosen: Mixes, worker: Device, budget: int, dtype: str 
     )  # fmt: skip
 
     def size(dtypes: Sequence[str]) -> int:
-        out_bytes = width * len(chosen.weights)
+        out_bytes = width * chosen.n_mixes
         return chunk_elements(budget, worker.chunk_bytes, dtypes, out_bytes, "merge")
 
     return list(plan_chunks(zoo, chosen.rows, size, max_pieces=4096))
@@ -159,30 +188,37 @@ def run_mixes(
     progress: Progress | None,
     allow_non_finite: bool,
 ) -> None:
-    """The pass itself: chunk by chunk, read ahead, computed into one of two buffers, handed on."""
-    n_mixes, copied = len(chosen.weights), chosen.copied
+    """The pass itself: each chunk, read ahead, computed into one of a few buffers, handed on."""
+    n_mixes, based = chosen.n_mixes, chosen.based
     layouts = []
     for plan in plans:
         name = output_dtype(zoo, zoo.tensors[plan.pieces[0].tensor], dtype)
         layouts.append((name, *row_starts(plan.n, [name] * n_mixes)))
     longest = max((length for _, _, length in layouts), default=0)
-    buffers = [worker.host_buffer(longest) for _ in range(min(2, len(plans)))]
-    waiting: list[list[Future[None]]] = [[], []]
+    buffers = [worker.host_buffer(longest) for _ in range(min(OUTPUTS, len(plans)))]
+    waiting: list[list[Future[None]]] = [[] for _ in range(OUTPUTS)]
     with Stream(zoo, chosen.rows, plans, worker, progress=progress) as stream:
         for k, chunk in enumerate(stream):
             name, starts, length = layouts[k]
-            _finish(waiting[k % 2])
-            buffer = buffers[k % 2][:length]
-            bad = worker.weighted_sum(
-                chunk, chosen.weights, copied, based=chosen.based,
-                out=buffer, out_starts=starts, out_names=[KERNEL_NAMES[name]] * n_mixes,
-            )  # fmt: skip
+            _finish(waiting[k % OUTPUTS])
+            buffer = buffers[k % OUTPUTS][:length]
+            bad = 0
+            for part, at, weights in chosen.of(chunk):
+                width = BITS[name] // 8
+                out, skipped = buffer, at * width
+                if n_mixes == 1:  # a GPU copies all of ``out`` back, whatever the run's length
+                    out, skipped = buffer[skipped : skipped + part.plan.n * width], 0
+                bad += worker.weighted_sum(
+                    part, weights, mixes.copied_rows(weights, has_base=based), based=based,
+                    out=out, out_starts=[start + skipped for start in starts],
+                    out_names=[KERNEL_NAMES[name]] * n_mixes,
+                )  # fmt: skip
             if bad and not allow_non_finite:
                 raise NonFiniteError(
                     describe_non_finite(zoo, chunk, chosen.rows, worker)
                     or _describe_overflow(zoo, chunk, buffer, starts, name)
                 )
-            waiting[k % 2] = sink(chunk, buffer, starts, name)
+            waiting[k % OUTPUTS] = sink(chunk, buffer, starts, name)
     for futures in waiting:
         _finish(futures)
 
@@ -202,11 +238,17 @@ def _describe_overflow(zoo: Zoo, chunk: Chunk, buffer, starts, name: str) -> str
     )
 
 
-class _FileSink:
-    """Writes each mix's row to its checkpoint, neighbouring tensors in one piece."""
+class FileSink:
+    """Writes each mix's row to its checkpoint, neighbouring tensors in one piece.
 
-    def __init__(self, zoo: Zoo, writers: Sequence[CheckpointWriter]) -> None:
-        self._zoo, self._writers = zoo, writers
+    ``places``: for each of the zoo's tensors, the output tensor that it is part of, and the element
+    of it at which it starts.
+    """
+
+    def __init__(
+        self, places: Sequence[tuple[str, int]], writers: Sequence[CheckpointWriter]
+    ) -> None:
+        self._places, self._writers = places, writers
 
     def __call__(self, chunk: Chunk, buffer, starts, dtype: str) -> list[Future[None]]:
         width = BITS[dtype] // 8
@@ -214,8 +256,8 @@ class _FileSink:
         for writer, row_start in zip(self._writers, starts, strict=True):
             runs: list[list[int]] = []  # shard, position, start in the buffer, bytes
             for piece in chunk.plan.pieces:
-                name = self._zoo.tensors[piece.tensor].name
-                shard, position = writer.place(name, piece.start * width)
+                name, first = self._places[piece.tensor]
+                shard, position = writer.place(name, (first + piece.start) * width)
                 start, nbytes = row_start + piece.at * width, (piece.stop - piece.start) * width
                 if runs and runs[-1][0] == shard and runs[-1][1] + runs[-1][3] == position:
                     runs[-1][3] += nbytes
@@ -226,7 +268,7 @@ class _FileSink:
         return futures
 
 
-def _copy_equal(zoo: Zoo, writers: Sequence[CheckpointWriter]) -> None:
+def copy_equal(zoo: Zoo, writers: Sequence[CheckpointWriter]) -> None:
     """Write the tensors that cannot be averaged; refuse those that differ between checkpoints."""
     if not zoo.copied:
         return

@@ -23,6 +23,9 @@ CUT = 16384
 SLOTS = 3
 """Input buffers: one that the kernel works on, and two being filled."""
 
+OUTPUTS = 3
+"""Output buffers of a pass that writes: one being filled, the others on their way to the disk."""
+
 ALIGNMENT = 256
 """Bytes; where each row of a buffer starts."""
 
@@ -110,15 +113,15 @@ def plan_chunks(
 def chunk_elements(
     budget: int, target: int, in_dtypes: Sequence[str], out_bytes: int, what: str
 ) -> int:
-    """Elements of a chunk: ``SLOTS`` inputs and two outputs within ``budget`` bytes.
+    """Elements of a chunk: ``SLOTS`` inputs and ``OUTPUTS`` outputs within ``budget`` bytes.
 
     ``target``: bytes of input that the device likes best in one chunk. ``out_bytes``: bytes of
     output for each element. Raises BudgetError if not even ``CUT`` elements fit.
     """
     in_bytes = sum(BITS[dtype] for dtype in in_dtypes) // 8
     # each row starts at a multiple of ALIGNMENT
-    fixed = (SLOTS * len(in_dtypes) + 2 * 64) * ALIGNMENT
-    per_element = SLOTS * in_bytes + 2 * out_bytes
+    fixed = (SLOTS * len(in_dtypes) + OUTPUTS * 64) * ALIGNMENT
+    per_element = SLOTS * in_bytes + OUTPUTS * out_bytes
     fitting = (budget - fixed) // per_element
     if fitting < CUT:
         raise BudgetError(

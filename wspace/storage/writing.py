@@ -16,13 +16,8 @@ import numpy as np
 
 from wspace.errors import OutputError
 from wspace.storage.checkpoints import INDEX, Checkpoint
+from wspace.storage.files import WRITE, OutputFile
 from wspace.storage.headers import BITS, render_header
-
-WRITE = 8 << 20
-"""Bytes of one write call, and of one thread's task."""
-
-SYNC = 128 << 20
-"""Bytes after which a file's writing to disk is started, so that the last wait is short."""
 
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
 """Files that belong to a model besides its weights: config, tokenizer, generation, code."""
@@ -93,9 +88,7 @@ class CheckpointWriter:
         self.out = out
         self._pool = pool
         self._placed: dict[str, tuple[int, int]] = {}  # name -> shard, byte in its file
-        self._descriptors: list[int] = []
-        self._unsynced: list[int] = []
-        self._syncing: list[Future[None]] = []
+        self._files: list[OutputFile] = []
         self._made = [parent for parent in out.absolute().parents if not parent.exists()]
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -123,14 +116,11 @@ class CheckpointWriter:
         header, starts, length = render_header(
             {tensor.name: (tensor.dtype, tensor.shape) for tensor in shard}, metadata
         )
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        number = len(self._descriptors)
-        descriptor = os.open(self._folder / file, flags, 0o644)
-        self._descriptors.append(descriptor)
-        self._unsynced.append(0)
-        os.posix_fallocate(descriptor, 0, length)
-        _write_exactly(descriptor, header, 0)
+        number = len(self._files)
+        self._files.append(OutputFile(self._folder / file, length))
         self._placed |= {name: (number, start) for name, start in starts.items()}
+        for future in self.write(number, 0, np.frombuffer(header, dtype=np.uint8)):
+            future.result()
 
     def place(self, name: str, start: int) -> tuple[int, int]:
         """Shard and byte in its file of byte ``start`` of a tensor."""
@@ -139,19 +129,16 @@ class CheckpointWriter:
 
     def write(self, shard: int, position: int, view: np.ndarray) -> list[Future[None]]:
         """Start writing; ``view`` (uint8) must stay as it is until every future is done."""
-        futures = [
-            self._pool.submit(self._write, shard, position + k, view[k : k + WRITE])
-            for k in range(0, len(view), WRITE)
-        ]
-        self._unsynced[shard] += len(view)
-        if self._unsynced[shard] >= SYNC:
-            self._unsynced[shard] = 0
-            self._syncing.append(self._pool.submit(os.fdatasync, self._descriptors[shard]))
+        futures = []
+        while len(view):
+            length = WRITE - position % WRITE  # whole pages, but for the ends of the range
+            futures.append(self._pool.submit(self._write, shard, position, view[:length]))
+            view, position = view[length:], position + length
         return futures
 
     def _write(self, shard: int, position: int, view: np.ndarray) -> None:
         try:
-            _write_exactly(self._descriptors[shard], view, position)
+            self._files[shard].write(view, position)
         except OSError as error:
             raise OutputError(f"{self.out}: {self._names[shard]}: {error.strerror}") from error
 
@@ -161,8 +148,6 @@ class CheckpointWriter:
         ``dtype``: what the config shall call the weights' type, if it is not the donor's.
         """
         try:
-            for sync in self._syncing:
-                sync.result()
             if len(self._names) > 1:
                 weight_map = {name: self._names[shard] for name, (shard, _) in self._placed.items()}
                 index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
@@ -172,8 +157,8 @@ class CheckpointWriter:
             if dtype and (self._folder / "config.json").is_file():
                 _set_dtype(self._folder / "config.json", dtype)
             _write_json(self._folder / "wspace.json", record)
-            for descriptor in self._descriptors:
-                os.fsync(descriptor)
+            for shard in self._files:
+                shard.sync()
             self._close()
             for file in self._folder.iterdir():
                 if file.name not in self._names:
@@ -196,8 +181,8 @@ class CheckpointWriter:
                 parent.rmdir()
 
     def _close(self) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        while self._files:
+            self._files.pop().close()
 
 
 def companions(checkpoint: Checkpoint) -> list[Path]:
@@ -225,13 +210,6 @@ def _set_dtype(config: Path, dtype: str) -> None:
         if key in settings:
             settings[key] = dtype
     _write_json(config, settings)
-
-
-def _write_exactly(descriptor: int, data: bytes | np.ndarray, position: int) -> None:
-    view = data.data if isinstance(data, np.ndarray) else memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, position)
-        view, position = view[written:], position + written
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -1,0 +1,107 @@
+"""One file being written at given places: past the page cache where the file system allows it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+
+PAGE = 4096
+"""Bytes. What direct writes are aligned to: file position, memory and length."""
+
+WRITE = 8 << 20
+"""Bytes of one task of a writing thread; a multiple of ``PAGE``."""
+
+COPY = 256 << 10
+"""Bytes moved at a time to where a direct write can take them; a multiple of ``PAGE``."""
+
+SYNC = 128 << 20
+"""Bytes in the page cache after which their writing to disk is due."""
+
+
+class OutputFile:
+    """A new file of known length, written in any order by any thread.
+
+    Whole pages go to the disk directly (``O_DIRECT``): copying them into the page cache takes more
+    processor time than a merge's arithmetic, and would push the inputs out of it. The ends of a
+    range that are less than a page, and everything where direct writes are refused, go through
+    the page cache; no page is written both ways.
+    """
+
+    def __init__(self, path: Path, length: int) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._descriptor = os.open(path, flags, 0o644)
+        self._direct = -1
+        self._cached = 0  # bytes since the last sync
+        self._lock = threading.Lock()
+        try:
+            os.posix_fallocate(self._descriptor, 0, length)
+        except BaseException:
+            self.close()
+            raise
+        if hasattr(os, "O_DIRECT"):
+            try:
+                self._direct = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_DIRECT)
+            except OSError:  # a file system without it
+                self._direct = -1
+
+    def write(self, view: np.ndarray, position: int) -> None:
+        """Write ``view`` (uint8) at ``position``."""
+        head = min(-position % PAGE, len(view))
+        body = (len(view) - head) // PAGE * PAGE
+        if self._direct >= 0 and body:
+            try:
+                _write_pages(self._direct, view[head : head + body], position + head)
+            except OSError:  # refused as it stands; if the disk is at fault, the next line says so
+                self._write_cached(view[head : head + body], position + head)
+            self._write_cached(view[:head], position)
+            self._write_cached(view[head + body :], position + head + body)
+        else:
+            self._write_cached(view, position)
+
+    def _write_cached(self, view: np.ndarray, position: int) -> None:
+        _write_exactly(self._descriptor, view, position)
+        with self._lock:
+            self._cached += len(view)
+            due = self._cached >= SYNC
+            if due:
+                self._cached = 0
+        if due:  # so that the last wait is short
+            os.fdatasync(self._descriptor)
+
+    def sync(self) -> None:
+        """Return when everything written is on the disk."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        for descriptor in (self._descriptor, self._direct):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._descriptor = self._direct = -1
+
+
+_own = threading.local()
+
+
+def _write_pages(descriptor: int, view: np.ndarray, position: int) -> None:
+    """Write whole pages directly, from memory that starts at a page."""
+    if view.ctypes.data % PAGE == 0:
+        _write_exactly(descriptor, view, position)
+        return
+    if not hasattr(_own, "pages"):
+        _own.pages = np.frombuffer(mmap.mmap(-1, COPY), dtype=np.uint8)
+    for start in range(0, len(view), COPY):
+        part = view[start : start + COPY]
+        pages = _own.pages[: len(part)]
+        pages[:] = part
+        _write_exactly(descriptor, pages, position + start)
+
+
+def _write_exactly(descriptor: int, view: np.ndarray, position: int) -> None:
+    data = view.data
+    while data:
+        written = os.pwrite(descriptor, data, position)
+        data, position = data[written:], position + written
