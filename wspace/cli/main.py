@@ -9,11 +9,19 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from wspace.cli import cluster, distances, inspect, merge
+from wspace.cli import check, cluster, demo, distances, experiment, inspect, merge
 from wspace.errors import WspaceError
 from wspace.version import VERSION
 
-COMMANDS = {"inspect": inspect, "distances": distances, "cluster": cluster, "merge": merge}
+COMMANDS = {
+    "inspect": inspect,
+    "distances": distances,
+    "cluster": cluster,
+    "merge": merge,
+    "check": check,
+    "demo": demo,
+    "experiment": experiment,
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        left = getattr(COMMANDS[options.command], "INTERRUPTED", "interrupted; nothing was written")
+        print(left, file=sys.stderr)
         return 130
     except (WspaceError, ValueError, OSError, MemoryError) as error:
         print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)

@@ -1,0 +1,153 @@
+"""``wspace check``: what a recipe will do, from headers alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from wspace.cli.options import add_format, add_work, note
+from wspace.cli.tables import show
+from wspace.sizes import format_bytes
+from wspace.zoo import short_names
+
+if TYPE_CHECKING:
+    from wspace.recipes import Cost, Plan, Problems
+
+SUMMARY = "what a recipe will do, from headers alone: numbers, bytes, memory, problems"
+DESCRIPTION = """\
+Reads a mergekit recipe and the headers of its models, and no weights. Prints each output
+tensor with its inputs and its effective numbers, then the bytes to read and write and the
+memory needed. All problems are printed, one a line with their place in the file; the exit
+status is then 1. json holds everything, csv the tensors."""
+EXAMPLE = "wspace check recipe.yml --format csv"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a mergekit recipe, in YAML")
+    parser.add_argument(
+        "--include", action="append", default=[], metavar="PATTERN",
+        help="only output tensors whose names match; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="PATTERN",
+        help="no output tensors whose names match; may be repeated",
+    )  # fmt: skip
+    add_strict(parser)
+    add_format(parser)
+    add_work(parser)
+
+
+def add_strict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--strict", action="store_true", help="unknown keys of a recipe are errors, not warnings"
+    )
+
+
+def is_recipe(path: str) -> bool:
+    return path.endswith((".yml", ".yaml"))
+
+
+def plan_of(options: argparse.Namespace, path: str) -> Plan:
+    """The plan of a recipe; tells its warnings, and its errors, one a line."""
+    from wspace.recipes import Problems, RecipeError, read_plan
+
+    problems = Problems(path, strict=options.strict)
+    try:
+        plan = read_plan(path, problems, include=options.include, exclude=options.exclude)
+    except RecipeError as error:
+        _tell(options, problems)
+        for line in error.problems[:-1]:
+            print(f"error: {line}", file=sys.stderr)
+        raise RecipeError(error.problems[-1:]) from None
+    _tell(options, problems)
+    return plan
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.format == "json":
+        _run_json(options)
+        return
+    from wspace.recipes import cost
+
+    plan = plan_of(options, options.recipe)
+    total = cost(plan, device=options.device, memory=options.memory)
+    columns, rows = _table(plan)
+    show(columns, rows, options.format)
+    lines = [
+        f"{len(plan.tensors)} tensors from {len(plan.checkpoints)} models; left out: "
+        f"{len(plan.left_out)}",
+        f"read {format_bytes(total.read_bytes)}, write {format_bytes(total.write_bytes)}, memory "
+        f"{format_bytes(total.memory_bytes)} of --memory {options.memory}",
+        f"config and tokenizer from {plan.references[plan.donor]}",
+    ]
+    for line in lines:
+        if options.format == "table":
+            print(line)
+        else:
+            note(options, line)
+
+
+def _run_json(options: argparse.Namespace) -> None:
+    from wspace.recipes import Problems, RecipeError, cost, read_plan
+
+    problems = Problems(options.recipe, strict=options.strict)
+    try:
+        plan = read_plan(options.recipe, problems, include=options.include, exclude=options.exclude)
+        total = cost(plan, device=options.device, memory=options.memory)
+    except RecipeError as error:
+        print(json.dumps(_found(problems, error.problems), indent=1, ensure_ascii=False))
+        raise RecipeError(error.problems[-1:]) from None
+    print(json.dumps(_found(problems, ()) | _content(plan, total), indent=1, ensure_ascii=False))
+
+
+def _found(problems: Problems, errors) -> dict[str, Any]:
+    return {"errors": list(errors), "warnings": problems.warnings, "notes": problems.notes}
+
+
+def _tell(options: argparse.Namespace, problems: Problems) -> None:
+    for line in problems.warnings:
+        print(f"warning: {line}", file=sys.stderr)
+    for line in problems.notes:
+        note(options, f"note: {line}")
+
+
+def _content(plan: Plan, total: Cost) -> dict[str, Any]:
+    columns, rows = _table(plan)
+    return {
+        "method": plan.recipe.method,
+        "models": [str(reference) for reference in plan.references],
+        "donor": str(plan.references[plan.donor]),
+        **total._asdict(),
+        "left_out": plan.left_out,
+        "tensors": [
+            {k: v for k, v in zip(columns, row, strict=True) if v is not None} for row in rows
+        ],
+    }
+
+
+def _table(plan: Plan) -> tuple[list[str], list[list[Any]]]:
+    """A row for each tensor; a column for each number, and for each of each model's."""
+    names = short_names([str(reference) for reference in plan.references])
+    numbers: dict[str, None] = {}
+    table = []
+    for tensor in plan.tensors:
+        models = [names[row] for row in tensor.rows]
+        inputs = models
+        if tensor.inputs:
+            called = zip(models, tensor.inputs, strict=True)
+            inputs = [m if name == tensor.name else f"{m}:{name}" for m, name in called]
+        values: dict[str, float | None] = {}
+        step = tensor.step
+        if step:
+            for name, row_values in step.numbers.each.items():
+                own = models[1:] if plan.method.base == "first" else models
+                values |= {f"{name}[{m}]": v for m, v in zip(own, row_values, strict=False)}
+            values |= step.numbers.overall
+        numbers |= dict.fromkeys(values)
+        head = [tensor.name, "x".join(map(str, tensor.shape)), tensor.dtype,
+                plan.recipe.method if step else "copy", " ".join(inputs)]  # fmt: skip
+        table.append((head, values))
+    columns = ["tensor", "shape", "dtype", "method", "from", *numbers]
+    return columns, [[*head, *(values.get(name) for name in numbers)] for head, values in table]

@@ -1,0 +1,211 @@
+"""A recipe as a plan: for every output tensor, from which inputs, and with which numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wspace.errors import WspaceError
+from wspace.recipes.assembly import Assembly
+from wspace.recipes.configs import Restacked, read_config, restack
+from wspace.recipes.grammar import Recipe, parse_recipe
+from wspace.recipes.methods import METHODS, NOT_YET, Method
+from wspace.recipes.problems import Problems, RecipeError, nearest
+from wspace.recipes.references import ModelReference, open_reference
+from wspace.recipes.scopes import Scope, check_parameters, scope_of
+from wspace.recipes.tensors import TensorPlan, Tensors
+from wspace.storage.checkpoints import Checkpoint
+from wspace.storage.headers import BITS, CODES, KERNEL_NAMES
+
+
+@dataclass(frozen=True)
+class Plan:
+    recipe: Recipe
+    method: Method
+    references: tuple[ModelReference, ...]
+    checkpoints: tuple[Checkpoint, ...]
+    donor: int  # of checkpoints: whose config and tokenizer the output has
+    tensors: tuple[TensorPlan, ...]
+    left_out: dict[str, str]
+    config: dict[str, Any] | None  # the donor's, if it had to be edited
+
+    @property
+    def nbytes(self) -> int:
+        """Of the output."""
+        return sum(tensor.numel * BITS[tensor.dtype] // 8 for tensor in self.tensors)
+
+    @property
+    def dtype(self) -> str | None:
+        """The type of the weights, as the config shall have it: that of most elements."""
+        elements: dict[str, int] = {}
+        for tensor in self.tensors:
+            if tensor.step:
+                elements[tensor.dtype] = elements.get(tensor.dtype, 0) + tensor.numel
+        return KERNEL_NAMES[max(elements, key=elements.__getitem__)] if elements else None
+
+
+def read_plan(
+    path: str | Path,
+    problems: Problems,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Plan:
+    """The plan of a recipe's file: see :func:`plan_recipe`."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError([f"{path}: cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError:
+        raise RecipeError([f"{path}: not a text in UTF-8"]) from None
+    return plan_recipe(parse_recipe(text, problems), problems, include, exclude)
+
+
+def plan_recipe(
+    recipe: Recipe, problems: Problems, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> Plan:
+    """Open the models, headers only, and plan every tensor; raises RecipeError with all problems.
+
+    ``include`` / ``exclude``: patterns of output names; what they leave out is not written.
+    """
+    method = _method(recipe, problems)
+    if method:
+        check_parameters(recipe, method, problems)
+    models = _open(recipe, problems)
+    if method is None or not recipe.complete:
+        problems.raise_errors()
+    assert method is not None
+    scopes: list[list[Scope]] = []
+    for module in recipe.modules:
+        found = [scope_of(recipe, module, part, method, problems) for part in module.slices]
+        scopes.append([scope for scope in found if scope])
+        if len(scopes[-1]) < len(found) or len(models) < len(_lines(recipe)):
+            problems.raise_errors()
+    donor = list(models).index(recipe.base or scopes[0][0].slice.sources[0].model)
+    collected = Tensors(recipe, method, models, donor, problems, include, exclude)
+    assembly = Assembly(collected, recipe.modules, problems)
+    for module, of_module in zip(recipe.modules, scopes, strict=True):
+        assembly.add_module(module, of_module)
+    collected.report_problems()
+    tensors = tuple(collected.planned)
+    problems.raise_errors()
+    if not any(tensor.step for tensor in tensors):
+        problems.error(None, "no floating-point tensor is left to merge")
+        problems.raise_errors()
+    _note_dtypes(recipe, tensors, problems)
+    if recipe.method == "slerp":
+        problems.note(
+            "where two tensors' cosine is above 0.9995 (fine-tunes that moved by less than about "
+            "2 %), slerp is a straight line"
+        )
+    config = _config(collected, assembly.restacked, problems)
+    return Plan(
+        recipe, method, tuple(models), tuple(models.values()), donor, tensors,
+        collected.left_out, config,
+    )  # fmt: skip
+
+
+def _method(recipe: Recipe, problems: Problems) -> Method | None:
+    method = METHODS.get(recipe.method)
+    if method is None:
+        if recipe.method in NOT_YET:
+            text = f"merge_method {recipe.method!r} is not there yet; there are"
+            text += f" {', '.join(METHODS)}"
+        else:
+            near = nearest(recipe.method, [*METHODS, *NOT_YET])
+            hint = f"did you mean {near}?" if near else f"known: {', '.join(METHODS)}"
+            text = f"merge_method {recipe.method!r} is unknown; {hint}"
+        problems.error(recipe.method_line, text)
+    return method
+
+
+def _lines(recipe: Recipe) -> dict[ModelReference, int]:
+    """Every model once, in the order in which the recipe lists them, and where it does."""
+    lines: dict[ModelReference, int] = {}
+    for part in (part for module in recipe.modules for part in module.slices):
+        for source in part.sources:
+            lines.setdefault(source.model, source.line)
+        if part.base:
+            lines.setdefault(part.base, part.line)
+    if recipe.base:
+        lines.setdefault(recipe.base, recipe.base_line)
+    return lines
+
+
+def _open(recipe: Recipe, problems: Problems) -> dict[ModelReference, Checkpoint]:
+    models = {}
+    for reference, line in _lines(recipe).items():
+        try:
+            checkpoint = open_reference(reference)
+        except WspaceError as error:
+            problems.error(line, str(error))
+            continue
+        reason = _quantised(checkpoint)
+        if reason:
+            problems.error(line, f"{reference}: {reason}")
+        models[reference] = checkpoint
+    return models
+
+
+_PACKED = (".qweight", ".qzeros", ".SCB", ".absmax", ".quant_map", ".weight_packed")
+_SCALES = ("_scale_inv", "_scale")
+
+
+def _quantised(checkpoint: Checkpoint) -> str | None:
+    """Why these weights cannot be averaged, if they are quantised."""
+    packed = next((name for name in checkpoint.tensors if name.endswith(_PACKED)), None)
+    quantisation = (read_config(checkpoint.folder) or {}).get("quantization_config")
+    kind = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
+    if packed:
+        return (
+            f"{kind or 'quantised'} weights ({packed!r}) cannot be averaged; give the weights "
+            "they were made from"
+        )
+    scales = next((name for name in checkpoint.tensors if name.endswith(_SCALES)), None)
+    if scales and checkpoint.find(scales[: scales.rindex("_scale")]):
+        return f"8-bit weights with scales ({scales!r}) are not there yet; give 16-bit weights"
+    return None
+
+
+def _note_dtypes(recipe: Recipe, tensors: Sequence[TensorPlan], problems: Problems) -> None:
+    mixed = [tensor for tensor in tensors if tensor.step]
+    written = {tensor.dtype for tensor in mixed}
+    if len(written) > 1:
+        names = ", ".join(sorted(KERNEL_NAMES[dtype] for dtype in written))
+        problems.note(f"the output has several types ({names}); choose one with dtype")
+    if recipe.dtype:
+        bits = BITS[CODES[recipe.dtype]]
+        if any(BITS[s.record.dtype] > bits for tensor in mixed for s in tensor.stored):
+            problems.note(
+                f"dtype {recipe.dtype}: inputs are read as they are and rounded once, when "
+                "written; mergekit rounds them when it loads them"
+            )
+
+
+def _config(
+    tensors: Tensors, restacked: Sequence[Restacked], problems: Problems
+) -> dict[str, Any] | None:
+    """The donor's config, if it has to differ."""
+    donor, references, checkpoints = tensors.donor, tensors.references, tensors.checkpoints
+    original = read_config(checkpoints[donor].folder)
+    if original is None:
+        return None
+    edited = original
+    if references[donor].architecture:
+        edited = edited | {"architectures": [references[donor].architecture]}
+    if tensors.untied:
+        edited = edited | {"tie_word_embeddings": False}
+    used = {model for change in restacked for model, _ in change.layers}
+    configs = {model: read_config(checkpoints[model].folder) for model in sorted(used)}
+    for change in restacked:
+        changed = restack(edited, change, configs)
+        if changed is None:
+            problems.warn(
+                None,
+                f"config.json of {references[donor]} has no number of layers that is "
+                f"{change.n_before}: set it to {len(change.layers)} yourself",
+            )
+        edited = changed or edited
+    return None if edited == original else edited

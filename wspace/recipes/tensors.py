@@ -1,0 +1,254 @@
+"""The output's tensors: inputs found by name and compared, and the numbers of each."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from wspace.recipes.configs import read_config
+from wspace.recipes.grammar import Recipe
+from wspace.recipes.methods import Method, Numbers
+from wspace.recipes.problems import Problems
+from wspace.recipes.references import ModelReference
+from wspace.recipes.scopes import Scope
+from wspace.storage.checkpoints import Checkpoint, StoredTensor
+from wspace.storage.headers import BITS, CODES, KERNEL_NAMES
+
+_VOCABULARY = re.compile(r"emb|wte|shared|lm_head")
+_POSITION = re.compile(r"pos|wpe")
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
+_EMBEDDING = re.compile(r"(embed_tokens|embed_in|wte|word_embeddings|shared)\.weight$")
+
+
+class Step(NamedTuple):
+    """What is done to a tensor; tensors with the same numbers share one."""
+
+    numbers: Numbers
+    factors: np.ndarray | None  # of the rows without the origin; None: from the Gram matrix
+    based: bool  # the last row is the origin
+    rowwise: bool  # each row of a matrix has factors of its own
+
+
+class TensorPlan(NamedTuple):
+    """One tensor of the output."""
+
+    name: str
+    shape: tuple[int, ...]
+    numel: int
+    dtype: str  # as it is written: a key of headers.BITS
+    rows: tuple[int, ...]  # of Plan.checkpoints; the base last where it is the origin
+    stored: tuple[StoredTensor, ...]  # one for each row
+    inputs: tuple[str, ...] | None  # what the rows' models call it, if not ``name``
+    step: Step | None  # None: copied, as it cannot be averaged
+
+
+class Tensors:
+    """Collects tensors, and what is wrong with them."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        method: Method,
+        models: dict[ModelReference, Checkpoint],
+        donor: int,
+        problems: Problems,
+        include: Sequence[str],
+        exclude: Sequence[str],
+    ) -> None:
+        self.planned: list[TensorPlan] = []
+        self.left_out: dict[str, str] = {}
+        self.untied = False  # whether a head is written that an input has only as its embeddings
+        self._recipe, self._method, self._problems = recipe, method, problems
+        self.references, self.checkpoints = tuple(models), tuple(models.values())
+        self.donor = donor
+        self._include, self._exclude = include, exclude
+        self._lacking: dict[tuple[int, int], list[str]] = {}  # has, has not: names
+        self._steps: dict[tuple, Step | None] = {}
+        self._types: dict[tuple, str | None] = {}
+        dtype = recipe.out_dtype or recipe.dtype
+        self._dtype = CODES[dtype] if dtype else None
+
+    def add(
+        self,
+        scope: Scope,
+        models: tuple[int, ...],
+        output: str,
+        inputs: tuple[str, ...] | None,
+        t: float,
+    ) -> None:
+        reason = self._unwanted(output)
+        if reason:
+            self.left_out[output] = reason
+            return
+        names = inputs or (output,) * len(models)
+        pairs = zip(models, names, strict=True)
+        found = [self.checkpoints[model].find(name) for model, name in pairs]
+        if None in found:
+            found = [
+                tensor or self._tied(k, output) for k, tensor in zip(models, found, strict=True)
+            ]
+        stored = tuple([tensor for tensor in found if tensor])
+        if len(stored) < len(models):
+            self._add_incomplete(models, found, output, inputs, names)
+            return
+        reference = stored[0].record
+        shape = reference.shape
+        dtypes = tuple([s.record.dtype for s in stored])
+        for tensor in stored:
+            if tensor.record.shape != shape:
+                self._report_shapes(models, stored, output)
+                return
+        key = (id(scope), dtypes)
+        if key not in self._types:
+            self._types[key] = self._written(models, dtypes)
+        dtype = self._types[key]
+        if dtype is None:
+            self._report_types(models, dtypes, output)
+            return
+        step = None
+        if dtype in KERNEL_NAMES:
+            step = self._step(scope, names, output, inputs is None, t, len(shape))
+            if step is None:
+                return
+        self.planned.append(
+            TensorPlan(output, shape, reference.numel, dtype, models, stored, inputs, step)
+        )
+
+    def _unwanted(self, name: str) -> str | None:
+        if self._include and not _matches(name, self._include):
+            return "not included by " + " ".join(self._include)
+        if self._exclude and _matches(name, self._exclude):
+            return "excluded by " + " ".join(self._exclude)
+        return None
+
+    def _step(
+        self, scope: Scope, names: Sequence[str], output: str, alike: bool, t: float, n_axes: int
+    ) -> Step | None:
+        matches: tuple = ()
+        if scope.filters:
+            asked = (output,) if alike else (*names, output)
+            matches = tuple([f in name for name in asked for f in scope.filters])
+        key = (id(scope), t if scope.varies else 0, matches, n_axes > 1)
+        if key not in self._steps:
+            numbers = scope.numbers(names, output, t, self._problems)
+            self._steps[key] = numbers and self._made(scope, numbers, output, n_axes)
+        return self._steps[key]
+
+    def _made(self, scope: Scope, numbers: Numbers, output: str, n_axes: int) -> Step | None:
+        if numbers.overall.get("nuslerp_row_wise") and not numbers.flag("nuslerp_flatten"):
+            self._problems.error(
+                self._recipe.method_line,
+                "nuslerp_row_wise: true (an arc for each column of a matrix) is not there yet",
+            )
+            return None
+        try:
+            factors = self._method.factors(numbers, None)
+        except ValueError as error:
+            line = self._recipe.method_line
+            self._problems.error(line, f"{self._recipe.method}, tensor {output!r}: {error}")
+            return None
+        rowwise = n_axes > 1 and self._method.rowwise(numbers)
+        return Step(numbers, factors, scope.based, rowwise and factors is None)
+
+    def _written(self, models: Sequence[int], dtypes: Sequence[str]) -> str | None:
+        """The type that is written: the recipe's; else the donor's, else the first row's."""
+        floats = {dtype in KERNEL_NAMES for dtype in dtypes}
+        if floats == {False}:
+            return dtypes[0] if len(set(dtypes)) == 1 else None
+        if floats == {True, False}:
+            return None
+        if self._dtype:
+            return self._dtype
+        given = dtypes[models.index(self.donor)] if self.donor in models else dtypes[0]
+        return "BF16" if BITS[given] == 8 else given
+
+    def _tied(self, model: int, name: str) -> StoredTensor | None:
+        """The embeddings of a model, for a head that it does not store because they are it."""
+        checkpoint = self.checkpoints[model]
+        if not _HEAD.search(name):
+            return None
+        if (read_config(checkpoint.folder) or {}).get("tie_word_embeddings") is False:
+            return None
+        embedding = next((key for key in checkpoint.tensors if _EMBEDDING.search(key)), None)
+        if embedding is None:
+            return None
+        if not self.untied:
+            self._problems.note(
+                f"{name!r} is written: {self.references[model]} has it as its {embedding!r} (tied)"
+            )
+        self.untied = True
+        return checkpoint.tensors[embedding]
+
+    def _add_incomplete(
+        self,
+        models: Sequence[int],
+        found: Sequence[StoredTensor | None],
+        output: str,
+        inputs: tuple[str, ...] | None,
+        names: Sequence[str],
+    ) -> None:
+        """What some models lack: a buffer is copied from those that have it, else it is wrong."""
+        have = [k for k, tensor in enumerate(found) if tensor]
+        stored = tuple([tensor for tensor in found if tensor])
+        record = stored[0].record
+        alike = {(tensor.record.dtype, tensor.record.shape) for tensor in stored}
+        if len(alike) == 1 and record.dtype not in KERNEL_NAMES:
+            rows = tuple(models[k] for k in have)
+            called = inputs and tuple(inputs[k] for k in have)
+            self.planned.append(
+                TensorPlan(output, record.shape, record.numel, record.dtype, rows, stored, called,
+                           None)
+            )  # fmt: skip
+            return
+        for k, tensor in enumerate(found):
+            if tensor is None:
+                pair = (models[have[0]], models[k])
+                self._lacking.setdefault(pair, []).append(names[k])
+
+    def _report_shapes(
+        self, models: Sequence[int], stored: Sequence[StoredTensor], output: str
+    ) -> None:
+        shapes = [tensor.record.shape for tensor in stored]
+        k = next(k for k, shape in enumerate(shapes) if shape != shapes[0])
+        a, b = self.references[models[0]], self.references[models[k]]
+        vocabulary = _VOCABULARY.search(output) and not _POSITION.search(output)
+        if vocabulary and shapes[0][1:] == shapes[k][1:]:
+            self._problems.error(
+                None,
+                f"vocabularies differ: {output!r} has {shapes[0][0]} rows in {a} and "
+                f"{shapes[k][0]} in {b}; bring them to one size first (resize_token_embeddings of "
+                "transformers), as realigning them by a tokenizer key is not there yet",
+            )
+            return
+        self._problems.error(
+            None,
+            f"tensor {output!r} has shape {list(shapes[0])} in {a} and {list(shapes[k])} in {b}; "
+            f"leave it out with --exclude '{output}'",
+        )
+
+    def _report_types(self, models: Sequence[int], dtypes: Sequence[str], output: str) -> None:
+        kinds = [dtype if dtype not in KERNEL_NAMES else "float" for dtype in dtypes]
+        k = next(k for k, kind in enumerate(kinds) if kind != kinds[0])
+        self._problems.error(
+            None,
+            f"tensor {output!r} is {dtypes[0]} in {self.references[models[0]]} and {dtypes[k]} in "
+            f"{self.references[models[k]]}; leave it out with --exclude '{output}'",
+        )
+
+    def report_problems(self) -> None:
+        """Tensors that some models lack, a line for each pair of models."""
+        for (has, lacks), names in self._lacking.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            self._problems.error(
+                None,
+                f"{self.references[lacks]} has no tensor {names[0]!r}{more}, which "
+                f"{self.references[has]} has; leave it out with --exclude '{names[0]}'",
+            )
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
