@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from wspace.recipes.problems import Problems
-from wspace.recipes.source import Key, Node
+from wspace.recipes.source import Node
 
 
 class Condition(NamedTuple):
@@ -70,7 +70,7 @@ def parse_setting(node: Node, name: str, problems: Problems) -> Setting | None:
 
 
 def _condition(node: Node, name: str, problems: Problems) -> Condition | None:
-    content: dict[Key, Node] = node.value
+    content: dict[Any, Node] = node.value
     if "sweep" in content:
         problems.error(node.line, f"{name}: sweep: several outputs at once are not there yet")
         return None
