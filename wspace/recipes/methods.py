@@ -59,6 +59,10 @@ class Method:
     idle: tuple[str, ...] = ()  # accepted by mergekit, without effect
     rowwise: Callable[[Numbers], bool] = field(default=lambda numbers: False)
 
+    def takes(self, n_models: int) -> bool:
+        """Whether it merges that many models, besides the base where that is not one of them."""
+        return self.least <= n_models <= (self.most or n_models)
+
 
 def _linear(numbers: Numbers, _gram: np.ndarray | None) -> np.ndarray:
     return formulas.linear(numbers.weights, normalize=numbers.flag("normalize"))

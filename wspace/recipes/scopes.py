@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wspace.recipes.grammar import Module, Parameters, Recipe, Slice, Source
 from wspace.recipes.methods import METHODS, OTHERS, Method, Numbers, Parameter
@@ -26,6 +26,22 @@ class Scope:
     overall: tuple[tuple[Parameter, Chain], ...]
     filters: tuple[str, ...]
     varies: bool  # whether a value depends on the layer
+
+    @property
+    def n_own(self) -> int:
+        """Models besides the origin."""
+        return len(self.rows) - self.based
+
+    def only(self, which: tuple[int, ...]) -> Scope | None:
+        """The same for some of the rows; None if the origin is not one of them."""
+        if self.based and len(self.rows) - 1 not in which:
+            return None
+        place = {row: k for k, row in enumerate(which)}
+        each = tuple(
+            (parameter, tuple((place[row], chain) for row, chain in chains if row in place))
+            for parameter, chains in self.each
+        )
+        return replace(self, rows=tuple([self.rows[row] for row in which]), each=each)
 
     def numbers(
         self, inputs: Sequence[str], output: str, t: float, problems: Problems
@@ -93,7 +109,7 @@ def scope_of(
     if role != "input" and not origin:
         problems.error(part.line, f"{recipe.method} needs {base}, the base, among the sources")
         return None
-    if len(own) < method.least or len(own) > (method.most or len(own)):
+    if not method.takes(len(own)):
         expected = f"{method.least}" if method.least == method.most else f"{method.least} or more"
         besides = "" if role == "input" else " besides the base"
         problems.error(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from wspace.recipes import layers
 from wspace.recipes.configs import read_config
 from wspace.recipes.grammar import Recipe
 from wspace.recipes.methods import Method, Numbers
@@ -31,6 +32,10 @@ class Step(NamedTuple):
     factors: np.ndarray | None  # of the rows without the origin; None: from the Gram matrix
     based: bool  # the last row is the origin
     rowwise: bool  # each row of a matrix has factors of its own
+
+
+_COPY = Step(Numbers({}, {}), np.array([1.0]), based=False, rowwise=False)
+"""Of a tensor that one model alone has, where the method needs several."""
 
 
 class TensorPlan(NamedTuple):
@@ -67,6 +72,9 @@ class Tensors:
         self.donor = donor
         self._include, self._exclude = include, exclude
         self._lacking: dict[tuple[int, int], list[str]] = {}  # has, has not: names
+        self._absent: dict[int, list[str]] = {}  # has not, and need not have: names
+        self._parts: dict[tuple[int, tuple[int, ...]], Scope | None] = {}
+        self._of_layers: dict[int, tuple[dict[str, int], set[tuple[str, str]]]] = {}
         self._steps: dict[tuple, Step | None] = {}
         self._types: dict[tuple, str | None] = {}
         dtype = recipe.out_dtype or recipe.dtype
@@ -93,8 +101,21 @@ class Tensors:
             ]
         stored = tuple([tensor for tensor in found if tensor])
         if len(stored) < len(models):
-            self._add_incomplete(models, found, output, inputs, names)
-            return
+            self._add_incomplete(scope, models, found, output, inputs, t)
+        else:
+            self._add_found(scope, models, stored, output, inputs, t)
+
+    def _add_found(
+        self,
+        scope: Scope,
+        models: tuple[int, ...],
+        stored: tuple[StoredTensor, ...],
+        output: str,
+        inputs: tuple[str, ...] | None,
+        t: float,
+        copy: bool = False,
+    ) -> None:
+        names = inputs or (output,) * len(models)
         reference = stored[0].record
         shape = reference.shape
         dtypes = tuple([s.record.dtype for s in stored])
@@ -102,7 +123,7 @@ class Tensors:
             if tensor.record.shape != shape:
                 self._report_shapes(models, stored, output)
                 return
-        key = (id(scope), dtypes)
+        key = (id(scope), models, dtypes)
         if key not in self._types:
             self._types[key] = self._written(models, dtypes)
         dtype = self._types[key]
@@ -111,7 +132,8 @@ class Tensors:
             return
         step = None
         if dtype in KERNEL_NAMES:
-            step = self._step(scope, names, output, inputs is None, t, len(shape))
+            alike = inputs is None
+            step = _COPY if copy else self._step(scope, names, output, alike, t, len(shape))
             if step is None:
                 return
         self.planned.append(
@@ -185,29 +207,58 @@ class Tensors:
 
     def _add_incomplete(
         self,
+        scope: Scope,
         models: Sequence[int],
         found: Sequence[StoredTensor | None],
         output: str,
         inputs: tuple[str, ...] | None,
-        names: Sequence[str],
+        t: float,
     ) -> None:
-        """What some models lack: a buffer is copied from those that have it, else it is wrong."""
-        have = [k for k, tensor in enumerate(found) if tensor]
+        """What some models lack: made of those that have it, where a model may lack it."""
+        have = tuple([k for k, tensor in enumerate(found) if tensor])
+        lack = [k for k, tensor in enumerate(found) if tensor is None]
+        names = inputs or (output,) * len(models)
         stored = tuple([tensor for tensor in found if tensor])
-        record = stored[0].record
-        alike = {(tensor.record.dtype, tensor.record.shape) for tensor in stored}
-        if len(alike) == 1 and record.dtype not in KERNEL_NAMES:
-            rows = tuple(models[k] for k in have)
-            called = inputs and tuple(inputs[k] for k in have)
-            self.planned.append(
-                TensorPlan(output, record.shape, record.numel, record.dtype, rows, stored, called,
-                           None)
-            )  # fmt: skip
-            return
-        for k, tensor in enumerate(found):
-            if tensor is None:
+        some = tuple([models[k] for k in have])
+        called = inputs and tuple([inputs[k] for k in have])
+        buffer = all(tensor.record.dtype not in KERNEL_NAMES for tensor in stored)
+        part = self._part(scope, have)
+        merged = buffer or (part is not None and self._method.takes(part.n_own))
+        single = len(have) == 1 and part is not None
+        damaged = not buffer and any(self._must_have(models[k], names[k]) for k in lack)
+        if damaged or not (merged or single):
+            for k in lack:
                 pair = (models[have[0]], models[k])
                 self._lacking.setdefault(pair, []).append(names[k])
+            return
+        if not buffer:
+            for k in lack:
+                self._absent.setdefault(models[k], []).append(names[k])
+        self._add_found(part or scope, some, stored, output, called, t, single and not merged)
+
+    def _part(self, scope: Scope, which: tuple[int, ...]) -> Scope | None:
+        """The scope of those rows that have a tensor; None if its origin is not one of them."""
+        key = (id(scope), which)
+        if key not in self._parts:
+            self._parts[key] = scope.only(which)
+        return self._parts[key]
+
+    def _must_have(self, model: int, name: str) -> bool:
+        """Whether a model that lacks a tensor is damaged: embeddings, and what its layers have.
+
+        What it has in no layer (biases), or what comes after them (heads), it may do without.
+        """
+        if model not in self._of_layers:
+            tensors = self.checkpoints[model].tensors
+            stacks = layers.find_stacks(tensors)
+            places = (layers.place_of(key, stacks) for key in tensors)
+            held = {(place.stack, place.rest) for place in places if place}
+            self._of_layers[model] = (stacks, held)
+        stacks, held = self._of_layers[model]
+        place = layers.place_of(name, stacks)
+        if place is None:
+            return layers.comes_first(name)
+        return (place.stack, place.rest) in held
 
     def _report_shapes(
         self, models: Sequence[int], stored: Sequence[StoredTensor], output: str
@@ -247,6 +298,20 @@ class Tensors:
                 None,
                 f"{self.references[lacks]} has no tensor {names[0]!r}{more}, which "
                 f"{self.references[has]} has; leave it out with --exclude '{names[0]}'",
+            )
+        for lacks, names in self._absent.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            reference, n = self.references[lacks], len(self.checkpoints[lacks].tensors)
+            if len(names) > n:
+                self._problems.error(
+                    None,
+                    f"{reference} has {n} tensors, and none of {len(names)} that others have, such "
+                    f"as {names[0]!r}: it is another kind of model",
+                )
+                continue
+            self._problems.warn(
+                None,
+                f"{reference} has no tensor {names[0]!r}{more}: merged from the models that do",
             )
 
 
