@@ -61,7 +61,7 @@ def save_pickle(path, content):
 
 def stored_bytes(checkpoint, name):
     """The bytes of a tensor, from where the checkpoint says that they are."""
-    record, file, memory = checkpoint.find(name)
+    record, file, memory, _ = checkpoint.find(name)
     if memory is not None:
         return memory.tobytes()
     return checkpoint.files[file].read_bytes()[record.start : record.start + record.nbytes]

@@ -27,6 +27,7 @@ from wspace.stream import (
     Progress,
     Stream,
     chunk_elements,
+    derived_workspace,
     plan_chunks,
     row_starts,
 )
@@ -157,8 +158,7 @@ def output_dtype(zoo: Zoo, tensor: ZooTensor, dtype: str | None) -> str:
         if dtype not in ("float64", "float32", "float16", "bfloat16"):
             raise OutputError(f"dtype {dtype!r}: expected float64, float32, float16 or bfloat16")
         return CODES[dtype]
-    donor = tensor.dtypes[len(zoo) if zoo.base else 0]
-    return "BF16" if BITS[donor] == 8 else donor
+    return tensor.stored[len(zoo) if zoo.base else 0].written
 
 
 def plan_mixes(zoo: Zoo, chosen: Mixes, worker: Device, budget: int, dtype: str | None):
@@ -167,9 +167,11 @@ def plan_mixes(zoo: Zoo, chosen: Mixes, worker: Device, budget: int, dtype: str 
         BITS[output_dtype(zoo, tensor, None)] // 8 for tensor in zoo.tensors
     )  # fmt: skip
 
+    room = budget - derived_workspace(tensor.stored for tensor in zoo.tensors)
+
     def size(dtypes: Sequence[str]) -> int:
         out_bytes = width * chosen.n_mixes
-        return chunk_elements(budget, worker.chunk_bytes, dtypes, out_bytes, "merge")
+        return chunk_elements(room, worker.chunk_bytes, dtypes, out_bytes, "merge")
 
     return list(plan_chunks(zoo, chosen.rows, size, max_pieces=4096))
 
@@ -304,8 +306,8 @@ def _record(zoo: Zoo, row: np.ndarray, dtype: str | None) -> dict[str, Any]:
     made = {
         "version": VERSION,
         "method": "linear",
-        "models": [str(member.path) for member in zoo.members],
-        "base": str(zoo.base.path) if zoo.base else None,
+        "models": [str(member) for member in zoo.members],
+        "base": str(zoo.base) if zoo.base else None,
         "weights": row.tolist(),
         "dtype": dtype,
     }

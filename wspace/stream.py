@@ -7,12 +7,13 @@ tensor's start, so that sums over blocks have the same bits however a stream is 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from wspace.devices import Device
 from wspace.errors import BudgetError
+from wspace.storage.checkpoints import StoredTensor
 from wspace.storage.headers import BITS, KERNEL_NAMES
 from wspace.storage.reading import Range, Reader, append_range
 from wspace.zoo import Zoo
@@ -77,8 +78,8 @@ def plan_chunks(
 ) -> Iterator[ChunkPlan]:
     """Cut the zoo's tensors into chunks of up to ``n_elements(dtypes)`` elements.
 
-    ``rows``: which of ``zoo.checkpoints`` are read. All tensors of a chunk have the same dtypes in
-    all checkpoints, read or not.
+    ``rows``: which of ``zoo.checkpoints`` are read. All tensors of a chunk have the same group:
+    the same dtypes in all checkpoints, read or not.
     """
     pieces: list[Piece] = []
     filled = 0
@@ -87,12 +88,12 @@ def plan_chunks(
     limit = 0
     for index, tensor in enumerate(zoo.tensors):
         start = 0
-        if pieces and tensor.dtypes != group:
+        if pieces and tensor.group != group:
             yield ChunkPlan(tuple(pieces), dtypes, filled)
             pieces, filled = [], 0
-        if tensor.dtypes != group:
-            group = tensor.dtypes
-            dtypes = tuple(group[row] for row in rows)
+        if tensor.group != group:
+            group = tensor.group
+            dtypes = tuple([tensor.stored[row].record.dtype for row in rows])
             limit = n_elements(dtypes)
         while start < tensor.numel:
             room = limit - filled
@@ -132,6 +133,18 @@ def chunk_elements(
     return min(fitting, best) // CUT * CUT
 
 
+def reading_threads() -> int:
+    return min(8, 2 * (os.cpu_count() or 1))
+
+
+def derived_workspace(tensors: Iterable[Sequence[StoredTensor]]) -> int:
+    """Bytes that the reading threads hold while they compute derived tensors of these."""
+    largest = max(
+        (s.derived.workspace for stored in tensors for s in stored if s.derived), default=0
+    )
+    return largest * reading_threads()
+
+
 class Stream:
     """Chunks of a zoo in order, read ahead into reused buffers; each byte is read once.
 
@@ -157,7 +170,7 @@ class Stream:
         self.nbytes = sum(plan.n * sum(BITS[dtype] for dtype in plan.dtypes) // 8 for plan in plans)
         n_slots = min(SLOTS, len(plans))
         self._slots = [device.host_buffer(max(self._lengths, default=0)) for _ in range(n_slots)]
-        self._reader = Reader(threads or min(8, 2 * (os.cpu_count() or 1)))
+        self._reader = Reader(threads or reading_threads())
         self._pending = [self._submit(k) for k in range(n_slots)]
 
     def __enter__(self) -> Stream:

@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from wspace.derived.models import open_model
 from wspace.errors import CheckpointError, MisalignedZooError
-from wspace.storage.checkpoints import Checkpoint, StoredTensor, open_checkpoint
+from wspace.storage.checkpoints import Checkpoint, StoredTensor
 from wspace.storage.headers import KERNEL_NAMES
 
 
@@ -26,7 +27,14 @@ class ZooTensor(NamedTuple):
 
     @property
     def dtypes(self) -> tuple[str, ...]:
-        return tuple(stored.record.dtype for stored in self.stored)
+        return tuple([stored.record.dtype for stored in self.stored])
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        """Tensors of one group can be in one chunk: they are read and written in the same types."""
+        if any(stored.derived for stored in self.stored):
+            return (*self.dtypes, *[stored.written for stored in self.stored])
+        return self.dtypes
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class Zoo:
 
     members: tuple[Checkpoint, ...]
     base: Checkpoint | None
-    tensors: tuple[ZooTensor, ...]  # floating point: these are mixed. Grouped by dtypes, file order
+    tensors: tuple[ZooTensor, ...]  # floating point: these are mixed. By group, file order
     copied: tuple[ZooTensor, ...]  # integers and the like: copied where equal
     left_out: dict[str, str]  # tensor -> why it takes no part
 
@@ -57,7 +65,7 @@ class Zoo:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The members' names: their paths without what all of them share."""
-        return short_names([str(member.path) for member in self.members])
+        return short_names([str(member) for member in self.members])
 
     def __len__(self) -> int:
         return len(self.members)
@@ -119,7 +127,7 @@ def _expand(item: str | Path | Checkpoint, base: Checkpoint | None) -> list[Chec
         paths = [path for path in paths if path.resolve() != base.path.resolve()]
     if not paths:
         raise CheckpointError(f"{item}: matches no checkpoint")
-    return [open_checkpoint(path) for path in paths]
+    return [open_model(path) for path in paths]
 
 
 def _natural(path: str) -> list[tuple[int, str]]:
@@ -136,8 +144,8 @@ def _holds_weights(path: Path) -> bool:
 
 def _open(path: str | Path) -> Checkpoint:
     if Path(path).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", str(path)):
-        return open_checkpoint(path)
-    return open_checkpoint(_fetch(str(path)))
+        return open_model(path)
+    return open_model(_fetch(str(path)))
 
 
 def _fetch(identifier: str) -> Path:
@@ -205,8 +213,8 @@ def _align(
             )
     # one kind of chunk for each combination of dtypes, in file order inside it
     mixed = [tensor for tensor, kind in zip(aligned, kinds, strict=True) if kind == {True}]
-    first = {tensor.dtypes: k for k, tensor in reversed(list(enumerate(mixed)))}
-    mixed.sort(key=lambda tensor: first[tensor.dtypes])
+    first = {tensor.group: k for k, tensor in reversed(list(enumerate(mixed)))}
+    mixed.sort(key=lambda tensor: first[tensor.group])
     if not mixed:
         raise MisalignedZooError("no floating-point tensor is left to work on")
     copied = [tensor for tensor, kind in zip(aligned, kinds, strict=True) if kind == {False}]

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     zoo = zoo_of(options)
     note_zoo(options, zoo)
-    names = short_names([str(checkpoint.path) for checkpoint in zoo.checkpoints])
+    names = short_names([str(checkpoint) for checkpoint in zoo.checkpoints])
     columns = ["model", "files", "tensors", "parameters", "bytes", "dtypes"]
     rows: list[list] = []
     for name, checkpoint in zip(names, zoo.checkpoints, strict=True):

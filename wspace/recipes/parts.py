@@ -18,7 +18,7 @@ from wspace.recipes.tensors import Step, TensorPlan
 from wspace.sizes import parse_bytes
 from wspace.storage.checkpoints import StoredTensor
 from wspace.storage.headers import BITS
-from wspace.stream import OUTPUTS, SLOTS, chunk_elements
+from wspace.stream import OUTPUTS, SLOTS, chunk_elements, derived_workspace
 from wspace.zoo import Zoo, ZooTensor
 
 MATRIX_ROWS = 1 << 14
@@ -38,12 +38,17 @@ class Part:
 
     @property
     def nbytes(self) -> int:
-        """Of the inputs."""
+        """Of the inputs, as the stream has them."""
         return sum(
             tensor.numel * BITS[stored.record.dtype] // 8
             for tensor in self.tensors
             for stored in tensor.stored
         )
+
+    @property
+    def read_bytes(self) -> int:
+        """Of the inputs' files."""
+        return sum(stored.read_bytes for tensor in self.tensors for stored in tensor.stored)
 
 
 class Cost(NamedTuple):
@@ -102,11 +107,12 @@ def cost(plan: Plan, *, device: str = "auto", memory: int | str = "1GiB") -> Cos
     read = sum(s.record.nbytes for t in plan.tensors if t.step is None for s in t.stored)
     held = 0
     for part in parts_of(plan):
-        read += part.nbytes * (1 if part.factors is not None else 2)
+        read += part.read_bytes * (1 if part.factors is not None else 2)
         n = len(part.rows) - part.based
         results = 0 if part.factors is not None else 8 * n * n * len(part.tensors)
         out_bytes = BITS[part.dtype] // 8
         numel = sum(tensor.numel for tensor in part.tensors)
+        results += derived_workspace(tensor.stored for tensor in part.tensors)
         for dtypes in {_types(tensor) for tensor in part.tensors}:
             fitting = chunk_elements(
                 budget - results, worker.chunk_bytes, dtypes, out_bytes, "merge"
@@ -151,7 +157,7 @@ def _matrix_row(tensor: TensorPlan, k: int) -> ZooTensor:
         if memory is not None:
             memory = memory[start : start + nbytes]
         record = record._replace(shape=(length,), start=record.start + start, nbytes=nbytes)
-        stored.append(StoredTensor(record, whole.file, memory))
+        stored.append(StoredTensor(record, whole.file, memory, whole.derived))
     return ZooTensor(tensor.name, (length,), length, tuple(stored))
 
 

@@ -142,31 +142,8 @@ def _open(recipe: Recipe, problems: Problems) -> dict[ModelReference, Checkpoint
         except WspaceError as error:
             problems.error(line, str(error))
             continue
-        reason = _quantised(checkpoint)
-        if reason:
-            problems.error(line, f"{reference}: {reason}")
         models[reference] = checkpoint
     return models
-
-
-_PACKED = (".qweight", ".qzeros", ".SCB", ".absmax", ".quant_map", ".weight_packed")
-_SCALES = ("_scale_inv", "_scale")
-
-
-def _quantised(checkpoint: Checkpoint) -> str | None:
-    """Why these weights cannot be averaged, if they are quantised."""
-    packed = next((name for name in checkpoint.tensors if name.endswith(_PACKED)), None)
-    quantisation = (read_config(checkpoint.folder) or {}).get("quantization_config")
-    kind = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
-    if packed:
-        return (
-            f"{kind or 'quantised'} weights ({packed!r}) cannot be averaged; give the weights "
-            "they were made from"
-        )
-    scales = next((name for name in checkpoint.tensors if name.endswith(_SCALES)), None)
-    if scales and checkpoint.find(scales[: scales.rindex("_scale")]):
-        return f"8-bit weights with scales ({scales!r}) are not there yet; give 16-bit weights"
-    return None
 
 
 def _note_dtypes(recipe: Recipe, tensors: Sequence[TensorPlan], problems: Problems) -> None:
@@ -193,6 +170,8 @@ def _config(
     if original is None:
         return None
     edited = original
+    if any(tensor.derived for tensor in checkpoints[donor].tensors.values()):
+        edited = {k: v for k, v in edited.items() if k != "quantization_config"}
     if references[donor].architecture:
         edited = edited | {"architectures": [references[donor].architecture]}
     if tensors.untied:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from wspace.derived.models import open_model
 from wspace.errors import CheckpointError
 from wspace.recipes.problems import Problems
 from wspace.recipes.source import Node
-from wspace.storage.checkpoints import Checkpoint, open_checkpoint
+from wspace.storage.checkpoints import Checkpoint
 from wspace.zoo import open_zoo
 
 
@@ -90,18 +91,5 @@ def open_reference(reference: ModelReference) -> Checkpoint:
             raise CheckpointError(
                 f"{reference}: a local path has no revisions; leave out @{reference.revision}"
             )
-        if path.suffix == ".gguf" or (path.is_dir() and not _others(path) and _ggufs(path)):
-            raise CheckpointError(
-                f"{reference.path}: GGUF is quantised and cannot be averaged; give the "
-                "safetensors weights it was made from"
-            )
-        return open_checkpoint(path)
+        return open_model(path)
     return open_zoo([str(reference)]).members[0]
-
-
-def _ggufs(folder: Path) -> bool:
-    return any(folder.glob("*.gguf"))
-
-
-def _others(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))

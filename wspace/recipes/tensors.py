@@ -118,7 +118,7 @@ class Tensors:
         names = inputs or (output,) * len(models)
         reference = stored[0].record
         shape = reference.shape
-        dtypes = tuple([s.record.dtype for s in stored])
+        dtypes = tuple([s.record.dtype if s.derived is None else s.written for s in stored])
         for tensor in stored:
             if tensor.record.shape != shape:
                 self._report_shapes(models, stored, output)

@@ -7,22 +7,52 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from wspace.errors import CheckpointError
-from wspace.storage.headers import TensorRecord, read_header
+from wspace.storage.headers import BITS, TensorRecord, read_header
 
 INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 PICKLES = (".bin", ".pt", ".pth")
 
 
+class Derived(Protocol):
+    """A tensor that no file holds: its elements are computed, as they are read, from ones that do.
+
+    ``fill`` gives the same bits for an element whichever run of elements it is asked for in, and
+    may be called by several threads.
+    """
+
+    dtype: str  # that an output made from it alone has: a key of headers.BITS
+    nbytes: int  # of files, read for all of it
+    workspace: int  # bytes held while one request is filled, besides the target
+
+    def fill(self, start: int, view: np.ndarray) -> None:
+        """Write the tensor's bytes from ``start`` on into ``view`` (uint8)."""
+        ...
+
+
 class StoredTensor(NamedTuple):
     """A tensor of a checkpoint, and where its bytes are."""
 
-    record: TensorRecord
+    record: TensorRecord  # of a derived tensor: what is read; ``start`` counts its own bytes
     file: int  # index into Checkpoint.files, in whose order the bytes are best read
     memory: Any = None  # a uint8 array, where the file does not have the bytes in order
+    derived: Derived | None = None
+
+    @property
+    def written(self) -> str:
+        """The type of an output made from this tensor alone; 8-bit types become bfloat16."""
+        dtype = self.derived.dtype if self.derived else self.record.dtype
+        return "BF16" if BITS[dtype] == 8 and dtype.startswith("F") else dtype
+
+    @property
+    def read_bytes(self) -> int:
+        """Of files, for all of it."""
+        return self.derived.nbytes if self.derived else self.record.nbytes
 
 
 @dataclass(frozen=True)
@@ -34,10 +64,15 @@ class Checkpoint:
     tensors: dict[str, StoredTensor]  # in file order
     aliases: dict[str, str] = field(default_factory=dict)  # name -> the tensor it shares bytes with
     metadata: dict[str, str] = field(default_factory=dict)
+    title: str = ""  # what it is called, if not by its path
+
+    def __str__(self) -> str:
+        return self.title or str(self.path)
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.record.nbytes for tensor in self.tensors.values())
+        """Of files, read for all of it."""
+        return sum(tensor.read_bytes for tensor in self.tensors.values())
 
     @property
     def numel(self) -> int:

@@ -11,20 +11,25 @@ from typing import NamedTuple
 import numpy as np
 
 from wspace.errors import CheckpointError
-from wspace.storage.checkpoints import StoredTensor
+from wspace.storage.checkpoints import Derived, StoredTensor
+from wspace.storage.headers import BITS
 
 REQUEST = 4 << 20
 """Bytes of one read call, and of one thread's task."""
 
+DERIVED_REQUEST = 1 << 20
+"""The same where they are computed: a thread holds some multiple of it meanwhile."""
+
 
 class Range(NamedTuple):
-    """Bytes to fetch: from a file, or from a tensor's memory."""
+    """Bytes to fetch: from a file, from a tensor's memory, or computed."""
 
     path: Path
     start: int
     nbytes: int
     target: int  # where in the buffer
     memory: np.ndarray | None = None
+    derived: Derived | None = None
 
 
 def append_range(
@@ -37,13 +42,27 @@ def append_range(
         ranges.append(Range(path, start, nbytes, target, tensor.memory))
         return
     start += tensor.record.start
+    if tensor.derived is not None:
+        ranges.append(Range(path, start, nbytes, target, derived=tensor.derived))
+        return
     if ranges:
         last = ranges[-1]
         follows = last.start + last.nbytes == start and last.target + last.nbytes == target
-        if follows and last.path == path and last.memory is None:
+        if follows and last.path == path and last.memory is None and last.derived is None:
             ranges[-1] = last._replace(nbytes=last.nbytes + nbytes)
             return
     ranges.append(Range(path, start, nbytes, target))
+
+
+def read_elements(path: Path, tensor: StoredTensor, start: int, stop: int) -> np.ndarray:
+    """The bytes of elements ``start .. stop``, read in the calling thread."""
+    width = BITS[tensor.record.dtype] // 8
+    buffer = np.empty((stop - start) * width, np.uint8)
+    ranges: list[Range] = []
+    append_range(ranges, path, tensor, start * width, len(buffer), 0)
+    if ranges:
+        _fill(ranges, buffer)
+    return buffer
 
 
 class Reader:
@@ -65,8 +84,9 @@ def _tasks(ranges: Sequence[Range]) -> list[list[Range]]:
     tasks: list[list[Range]] = []
     room = 0
     for whole in ranges:
-        for offset in range(0, whole.nbytes, REQUEST):
-            nbytes = min(REQUEST, whole.nbytes - offset)
+        size = REQUEST if whole.derived is None else DERIVED_REQUEST
+        for offset in range(0, whole.nbytes, size):
+            nbytes = min(size, whole.nbytes - offset)
             if nbytes > room:
                 tasks.append([])
                 room = REQUEST
@@ -86,6 +106,9 @@ def _fill(task: Sequence[Range], buffer: np.ndarray) -> None:
             view = buffer[part.target : part.target + part.nbytes]
             if part.memory is not None:
                 view[:] = part.memory[part.start : part.start + part.nbytes]
+                continue
+            if part.derived is not None:
+                part.derived.fill(part.start, view)
                 continue
             if part.path != path:
                 if descriptor >= 0:
