@@ -46,6 +46,7 @@ LAYERS = [
     "wspace.stream",
     "wspace.cuda",
     "wspace.passes",
+    "wspace.jobs",
     "wspace.merging",
     "wspace.grams",
     "wspace.geometry",

@@ -82,7 +82,9 @@ class Cuda:
             for target in outs:
                 target.copy_(base)
         bad = sum(int((~torch.isfinite(target)).sum()) for target in outs)
-        torch.from_numpy(out).copy_(self._outs[: len(out)])
+        for start, target in zip(out_starts, outs, strict=True):
+            stop = start + target.nbytes  # what lies between may be another run's result
+            torch.from_numpy(out[start:stop]).copy_(self._outs[start:stop])
         return bad
 
     def products(

@@ -3,72 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from wkernels import mixes
-from wspace.devices import Device, device_named
-from wspace.errors import MisalignedZooError, NonFiniteError, OutputError
-from wspace.passes import describe_non_finite
+from wspace.devices import device_named
+from wspace.errors import MisalignedZooError, OutputError
+from wspace.jobs import FileSink, Mixes, finish, output_dtype, plan_mixes, run_mixes
 from wspace.sizes import parse_bytes
-from wspace.storage.headers import BITS, CODES, KERNEL_NAMES
 from wspace.storage.reading import Reader, append_range
 from wspace.storage.writing import CheckpointWriter, OutputTensor, check_output
-from wspace.stream import (
-    OUTPUTS,
-    Chunk,
-    ChunkPlan,
-    Progress,
-    Stream,
-    chunk_elements,
-    derived_workspace,
-    plan_chunks,
-    row_starts,
-)
+from wspace.stream import Progress
 from wspace.version import VERSION
 from wspace.weights import check_weights
-from wspace.zoo import Zoo, ZooTensor
+from wspace.zoo import Zoo
 
 COPY_BLOCK = 4 << 20
 """Bytes of a copied tensor compared and written at a time."""
-
-
-@dataclass(frozen=True)
-class Mixes:
-    """Rows of mixing weights, reduced to the checkpoints that they need."""
-
-    weights: np.ndarray  # float64 [n_mixes, n_used]; [n_kinds, n_mixes, n_used] where they differ
-    rows: tuple[int, ...]  # of zoo.checkpoints: the members used, then the base
-    based: bool
-    kinds: np.ndarray | None = None  # int [n_tensors]: which of the weights each tensor has
-
-    @property
-    def n_mixes(self) -> int:
-        return self.weights.shape[-2]
-
-    def of(self, chunk: Chunk) -> Iterator[tuple[Chunk, int, np.ndarray]]:
-        """The chunk's runs of tensors with the same weights: ``(part, first element, weights)``."""
-        if self.kinds is None:
-            yield chunk, 0, self.weights
-            return
-        plan = chunk.plan
-        kinds = self.kinds
-        for kind, run in groupby(plan.pieces, key=lambda piece: kinds[piece.tensor]):
-            pieces = tuple(run)
-            at, last = pieces[0].at, pieces[-1]
-            n = last.at + last.stop - last.start - at
-            starts = tuple(
-                start + at * BITS[dtype] // 8
-                for start, dtype in zip(chunk.starts, plan.dtypes, strict=True)
-            )
-            part = Chunk(ChunkPlan(pieces, plan.dtypes, n), chunk.buffer, starts)
-            yield part, at, self.weights[kind]
 
 
 def needed(zoo: Zoo, weights: Any) -> Mixes:
@@ -141,7 +95,8 @@ def merge(
                 )
             )
         copy_equal(zoo, writers)
-        sink = FileSink([(tensor.name, 0) for tensor in zoo.tensors], writers)
+        places = [(tensor.name, 0) for tensor in zoo.tensors]
+        sink = FileSink([(places, writer) for writer in writers])
         run_mixes(zoo, chosen, plans, worker, dtype, sink, progress, allow_non_finite)
         for writer, record in zip(writers, records, strict=True):
             writer.publish(zoo.donor, record, dtype)
@@ -150,124 +105,6 @@ def merge(
         for writer in reversed(writers):
             writer.abandon()
     return outs
-
-
-def output_dtype(zoo: Zoo, tensor: ZooTensor, dtype: str | None) -> str:
-    """The type a mixed tensor is written in: see the rule in :func:`merge`."""
-    if dtype is not None:
-        if dtype not in ("float64", "float32", "float16", "bfloat16"):
-            raise OutputError(f"dtype {dtype!r}: expected float64, float32, float16 or bfloat16")
-        return CODES[dtype]
-    return tensor.stored[len(zoo) if zoo.base else 0].written
-
-
-def plan_mixes(zoo: Zoo, chosen: Mixes, worker: Device, budget: int, dtype: str | None):
-    """Chunks for a pass with outputs."""
-    width = BITS[CODES[dtype]] // 8 if dtype else max(
-        BITS[output_dtype(zoo, tensor, None)] // 8 for tensor in zoo.tensors
-    )  # fmt: skip
-
-    room = budget - derived_workspace(tensor.stored for tensor in zoo.tensors)
-
-    def size(dtypes: Sequence[str]) -> int:
-        out_bytes = width * chosen.n_mixes
-        return chunk_elements(room, worker.chunk_bytes, dtypes, out_bytes, "merge")
-
-    return list(plan_chunks(zoo, chosen.rows, size, max_pieces=4096))
-
-
-Sink = Callable[[Chunk, np.ndarray, tuple[int, ...], str], list[Future[None]]]
-"""Takes a chunk's results: ``(chunk, buffer, starts of the mixes' rows, dtype)``."""
-
-
-def run_mixes(
-    zoo: Zoo,
-    chosen: Mixes,
-    plans: Sequence,
-    worker: Device,
-    dtype: str | None,
-    sink: Sink,
-    progress: Progress | None,
-    allow_non_finite: bool,
-) -> None:
-    """The pass itself: each chunk, read ahead, computed into one of a few buffers, handed on."""
-    n_mixes, based = chosen.n_mixes, chosen.based
-    layouts = []
-    for plan in plans:
-        name = output_dtype(zoo, zoo.tensors[plan.pieces[0].tensor], dtype)
-        layouts.append((name, *row_starts(plan.n, [name] * n_mixes)))
-    longest = max((length for _, _, length in layouts), default=0)
-    buffers = [worker.host_buffer(longest) for _ in range(min(OUTPUTS, len(plans)))]
-    waiting: list[list[Future[None]]] = [[] for _ in range(OUTPUTS)]
-    with Stream(zoo, chosen.rows, plans, worker, progress=progress) as stream:
-        for k, chunk in enumerate(stream):
-            name, starts, length = layouts[k]
-            _finish(waiting[k % OUTPUTS])
-            buffer = buffers[k % OUTPUTS][:length]
-            bad = 0
-            for part, at, weights in chosen.of(chunk):
-                width = BITS[name] // 8
-                out, skipped = buffer, at * width
-                if n_mixes == 1:  # a GPU copies all of ``out`` back, whatever the run's length
-                    out, skipped = buffer[skipped : skipped + part.plan.n * width], 0
-                bad += worker.weighted_sum(
-                    part, weights, mixes.copied_rows(weights, has_base=based), based=based,
-                    out=out, out_starts=[start + skipped for start in starts],
-                    out_names=[KERNEL_NAMES[name]] * n_mixes,
-                )  # fmt: skip
-            if bad and not allow_non_finite:
-                raise NonFiniteError(
-                    describe_non_finite(zoo, chunk, chosen.rows, worker)
-                    or _describe_overflow(zoo, chunk, buffer, starts, name)
-                )
-            waiting[k % OUTPUTS] = sink(chunk, buffer, starts, name)
-    for futures in waiting:
-        _finish(futures)
-
-
-def _finish(futures: list[Future[None]]) -> None:
-    for future in futures:
-        future.result()
-    futures.clear()
-
-
-def _describe_overflow(zoo: Zoo, chunk: Chunk, buffer, starts, name: str) -> str:
-    names = ", ".join(repr(zoo.tensors[p.tensor].name) for p in chunk.plan.pieces[:3])
-    return (
-        f"the mix exceeds the range of {KERNEL_NAMES[name]} in tensor {names}"
-        f"{' or one near it' if len(chunk.plan.pieces) > 1 else ''}; choose a wider --dtype or "
-        "smaller weights"
-    )
-
-
-class FileSink:
-    """Writes each mix's row to its checkpoint, neighbouring tensors in one piece.
-
-    ``places``: for each of the zoo's tensors, the output tensor that it is part of, and the element
-    of it at which it starts.
-    """
-
-    def __init__(
-        self, places: Sequence[tuple[str, int]], writers: Sequence[CheckpointWriter]
-    ) -> None:
-        self._places, self._writers = places, writers
-
-    def __call__(self, chunk: Chunk, buffer, starts, dtype: str) -> list[Future[None]]:
-        width = BITS[dtype] // 8
-        futures = []
-        for writer, row_start in zip(self._writers, starts, strict=True):
-            runs: list[list[int]] = []  # shard, position, start in the buffer, bytes
-            for piece in chunk.plan.pieces:
-                name, first = self._places[piece.tensor]
-                shard, position = writer.place(name, (first + piece.start) * width)
-                start, nbytes = row_start + piece.at * width, (piece.stop - piece.start) * width
-                if runs and runs[-1][0] == shard and runs[-1][1] + runs[-1][3] == position:
-                    runs[-1][3] += nbytes
-                else:
-                    runs.append([shard, position, start, nbytes])
-            for shard, position, start, nbytes in runs:
-                futures += writer.write(shard, position, buffer[start : start + nbytes])
-        return futures
 
 
 def copy_equal(zoo: Zoo, writers: Sequence[CheckpointWriter]) -> None:
@@ -285,7 +122,7 @@ def copy_equal(zoo: Zoo, writers: Sequence[CheckpointWriter]) -> None:
                     block = np.empty(length, np.uint8)
                     ranges: list = []
                     append_range(ranges, checkpoint.files[stored.file], stored, start, length, 0)
-                    _finish(reader.submit(ranges, block))
+                    finish(reader.submit(ranges, block))
                     if first is None:
                         first = block
                     elif not np.array_equal(first, block):
@@ -296,7 +133,7 @@ def copy_equal(zoo: Zoo, writers: Sequence[CheckpointWriter]) -> None:
                         )
                 assert first is not None
                 for writer in writers:
-                    _finish(writer.write(*writer.place(tensor.name, start), first))
+                    finish(writer.write(*writer.place(tensor.name, start), first))
     finally:
         reader.close()
 

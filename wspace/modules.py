@@ -13,7 +13,8 @@ from wkernels import ops
 from wspace.devices import Cpu, device_named
 from wspace.errors import MisalignedZooError
 from wspace.grams import Gram
-from wspace.merging import needed, output_dtype, plan_mixes, run_mixes
+from wspace.jobs import output_dtype, plan_mixes, run_mixes
+from wspace.merging import needed
 from wspace.sizes import parse_bytes
 from wspace.storage.headers import KERNEL_NAMES
 from wspace.stream import Chunk, Progress, Stream, chunk_elements, plan_chunks

@@ -58,6 +58,14 @@ class Chunk:
     buffer: Any  # uint8: a numpy array (CPU) or a torch tensor (GPU)
     starts: tuple[int, ...]  # bytes, one for each row
 
+    def of_rows(self, which: Sequence[int]) -> Chunk:
+        """The chunk with only those of its rows, in that order."""
+        if len(which) == len(self.starts) and list(which) == list(range(len(which))):
+            return self
+        dtypes = tuple([self.plan.dtypes[k] for k in which])
+        starts = tuple([self.starts[k] for k in which])
+        return Chunk(ChunkPlan(self.plan.pieces, dtypes, self.plan.n), self.buffer, starts)
+
     @property
     def names(self) -> list[str]:
         """The kernels' names of the rows' types."""

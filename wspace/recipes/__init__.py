@@ -11,7 +11,7 @@ from wspace.recipes.grammar import Recipe, parse_recipe
 from wspace.recipes.parts import Cost, cost
 from wspace.recipes.plan import Plan, plan_recipe, read_plan
 from wspace.recipes.problems import Problems, RecipeError
-from wspace.recipes.run import merge_recipe
+from wspace.recipes.run import merge_recipe, merge_recipes
 
 __all__ = [
     "Cost",
@@ -21,6 +21,7 @@ __all__ = [
     "RecipeError",
     "cost",
     "merge_recipe",
+    "merge_recipes",
     "parse_recipe",
     "plan_recipe",
     "read_plan",

@@ -1,12 +1,12 @@
-"""A plan cut into parts: tensors with the same inputs, which make a zoo of their own.
+"""Plans cut into parts: tensors with the same inputs, which make a zoo that is read at once.
 
-Its tensors bear the output's names, whatever they are called in the inputs.
+Several plans that read the same tensors share their parts, so that those are read once for all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from wspace.devices import device_named
 from wspace.recipes.plan import Plan
 from wspace.recipes.tensors import Step, TensorPlan
 from wspace.sizes import parse_bytes
-from wspace.storage.checkpoints import StoredTensor
+from wspace.storage.checkpoints import Checkpoint, StoredTensor
 from wspace.storage.headers import BITS
 from wspace.stream import OUTPUTS, SLOTS, chunk_elements, derived_workspace
 from wspace.zoo import Zoo, ZooTensor
@@ -25,30 +25,67 @@ MATRIX_ROWS = 1 << 14
 """Rows of matrices that are treated as tensors at a time, where each has factors of its own."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """Tensors that are read from the same models and written in the same type."""
+class Use(NamedTuple):
+    """What one output makes of a part: its tensors are mixes of some of the part's rows."""
 
-    rows: tuple[int, ...]  # of Plan.checkpoints; the base last if ``based``
+    output: int  # which of the plans
+    which: tuple[int, ...]  # of Part.rows; the origin last if ``based``
     based: bool
     dtype: str
-    tensors: tuple[TensorPlan, ...]  # grouped by the inputs' types
-    factors: tuple[np.ndarray, ...] | None  # of each tensor; None: from its Gram matrix
     rowwise: bool
+    known: bool  # whether the factors are known before anything is read
 
     @property
-    def nbytes(self) -> int:
-        """Of the inputs, as the stream has them."""
+    def n(self) -> int:
+        """Rows that have a factor."""
+        return len(self.which) - self.based
+
+
+class Shared(NamedTuple):
+    """One tensor of each of a part's rows, and what each use makes of them."""
+
+    stored: tuple[StoredTensor, ...]
+    made: tuple[TensorPlan, ...]
+    factors: tuple[np.ndarray | None, ...]  # None: from the Gram matrix
+
+    @property
+    def numel(self) -> int:
+        return self.made[0].numel
+
+    @property
+    def across(self) -> ZooTensor:
+        """It as a zoo's tensor."""
+        return ZooTensor(self.made[0].name, self.made[0].shape, self.numel, self.stored)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tensors that are read from the same checkpoints and used alike."""
+
+    rows: tuple[Checkpoint, ...]
+    uses: tuple[Use, ...]
+    tensors: tuple[Shared, ...]  # by group, as a zoo has them
+
+    @property
+    def asked(self) -> tuple[int, ...]:
+        """The rows whose Gram matrices are needed."""
+        return tuple(sorted({row for use in self.uses if not use.known for row in use.which}))
+
+    def nbytes(self, *, of_files: bool = False) -> int:
+        """Read for Gram matrices and for the output: from the stream, or from files."""
+        asked = self.asked
+
+        def size(stored: StoredTensor) -> int:
+            return stored.read_bytes if of_files else stored.record.nbytes
+
         return sum(
-            tensor.numel * BITS[stored.record.dtype] // 8
+            sum(map(size, tensor.stored)) + sum(size(tensor.stored[row]) for row in asked)
             for tensor in self.tensors
-            for stored in tensor.stored
         )
 
     @property
-    def read_bytes(self) -> int:
-        """Of the inputs' files."""
-        return sum(stored.read_bytes for tensor in self.tensors for stored in tensor.stored)
+    def rowwise(self) -> bool:
+        return self.uses[0].rowwise
 
 
 class Cost(NamedTuple):
@@ -57,98 +94,176 @@ class Cost(NamedTuple):
     memory_bytes: int  # of buffers and results, within the budget
 
 
-def parts_of(plan: Plan) -> list[Part]:
-    """The plan's mixed tensors in parts; models whose factor is zero are not read."""
-    found: dict[tuple, list[tuple[TensorPlan, np.ndarray | None]]] = {}
-    used_of: dict[int, tuple[tuple[int, ...], np.ndarray] | None] = {}
-    for tensor in plan.tensors:
-        step = tensor.step
-        if step is None:
-            continue
-        if id(step) not in used_of:
-            used_of[id(step)] = None if step.factors is None else _used(step, step.factors)
-        used = used_of[id(step)]
-        if used is None:
-            key = (tensor.rows, step.based, tensor.dtype, step.rowwise, True)
-            found.setdefault(key, []).append((tensor, None))
-            continue
-        which, factors = used
-        if len(which) < len(tensor.rows):
-            tensor = tensor._replace(
-                rows=tuple([tensor.rows[k] for k in which]),
-                stored=tuple([tensor.stored[k] for k in which]),
+@dataclass(eq=False)
+class _Inputs:
+    """Stored tensors that are read together, by the checkpoint's number, and their uses."""
+
+    rowwise: bool
+    stored: dict[int, StoredTensor] = field(default_factory=dict)
+    uses: list[tuple[int, TensorPlan, tuple[int, ...], np.ndarray | None]] = field(
+        default_factory=list
+    )
+
+
+def parts_of(plans: Sequence[Plan]) -> list[Part]:
+    """The plans' mixed tensors in parts; models whose factor is zero are not read."""
+    numbers: dict[int, int] = {}
+    checkpoints: list[Checkpoint] = []
+    for plan in plans:
+        for checkpoint in plan.checkpoints:
+            if id(checkpoint) not in numbers:
+                numbers[id(checkpoint)] = len(checkpoints)
+                checkpoints.append(checkpoint)
+    collected = _Collected(share=len(plans) > 1)
+    for output, plan in enumerate(plans):
+        of_plan = [numbers[id(checkpoint)] for checkpoint in plan.checkpoints]
+        used_of: dict[int, tuple[tuple[int, ...] | None, np.ndarray | None]] = {}
+        for tensor in plan.tensors:
+            step = tensor.step
+            if step is None:
+                continue
+            if id(step) not in used_of:
+                used_of[id(step)] = _used(step)
+            which, factors = used_of[id(step)]
+            rows, stored = tensor.rows, tensor.stored
+            if which is not None and len(which) < len(rows):
+                rows, stored = [rows[k] for k in which], tuple([stored[k] for k in which])
+            collected.add(output, tensor, tuple([of_plan[row] for row in rows]), stored, factors)
+    return collected.parts(checkpoints)
+
+
+class _Collected:
+    def __init__(self, *, share: bool) -> None:
+        self._share = share
+        self._inputs: dict[int, _Inputs] = {}
+        self._home: dict[tuple[int, bool], _Inputs] = {}
+
+    def add(
+        self,
+        output: int,
+        tensor: TensorPlan,
+        rows: tuple[int, ...],
+        stored: tuple[StoredTensor, ...],
+        factors: np.ndarray | None,
+    ) -> None:
+        assert tensor.step is not None
+        rowwise = tensor.step.rowwise and factors is None
+        inputs = _Inputs(rowwise)
+        self._inputs[id(inputs)] = inputs
+        if self._share:
+            inputs = self._joined(inputs, rows, stored)
+        for row, one in zip(rows, stored, strict=True):
+            inputs.stored[row] = one
+            if self._share:
+                self._home[id(one), rowwise] = inputs
+        inputs.uses.append((output, tensor, rows, factors))
+
+    def _joined(
+        self, new: _Inputs, rows: tuple[int, ...], stored: tuple[StoredTensor, ...]
+    ) -> _Inputs:
+        """What is read together with these already, where no checkpoint gives two tensors."""
+        given = dict(zip(rows, stored, strict=True))
+        for one in stored:
+            other = self._home.get((id(one), new.rowwise))
+            if other is None or other is new:
+                continue
+            known = {**new.stored, **given}
+            if any(known.get(row, tensor) is not tensor for row, tensor in other.stored.items()):
+                continue
+            del self._inputs[id(new)]
+            for row, tensor in new.stored.items():
+                other.stored[row] = tensor
+                self._home[id(tensor), new.rowwise] = other
+            other.uses += new.uses
+            new = other
+        return new
+
+    def parts(self, checkpoints: Sequence[Checkpoint]) -> list[Part]:
+        found: dict[tuple, list[Shared]] = {}
+        for inputs in self._inputs.values():
+            rows = tuple(inputs.stored)
+            place = {row: k for k, row in enumerate(rows)}
+            uses = tuple(
+                Use(
+                    output, tuple([place[row] for row in own]), tensor.step.based, tensor.dtype,
+                    inputs.rowwise, factors is not None,
+                )
+                for output, tensor, own, factors in inputs.uses
+                if tensor.step
+            )  # fmt: skip
+            shared = Shared(
+                tuple(inputs.stored.values()),
+                tuple([tensor for _, tensor, _, _ in inputs.uses]),
+                tuple([factors for _, _, _, factors in inputs.uses]),
             )
-        key = (tensor.rows, step.based, tensor.dtype, False, False)
-        found.setdefault(key, []).append((tensor, factors))
-    parts = []
-    for (rows, based, dtype, rowwise, from_gram), content in found.items():
-        first: dict[tuple[str, ...], int] = {}
-        content.sort(key=lambda item: first.setdefault(_types(item[0]), len(first)))
-        factors = None if from_gram else tuple(f for _, f in content if f is not None)
-        tensors = tuple(tensor for tensor, _ in content)
-        parts.append(Part(rows, based, dtype, tensors, factors, rowwise))
-    return parts
+            found.setdefault((rows, uses), []).append(shared)
+        parts = []
+        for (rows, uses), tensors in found.items():
+            first: dict[tuple[str, ...], int] = {}
+            tensors.sort(key=lambda tensor: first.setdefault(tensor.across.group, len(first)))
+            parts.append(Part(tuple([checkpoints[row] for row in rows]), uses, tuple(tensors)))
+        return parts
 
 
-def _used(step: Step, factors: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
+def _used(step: Step) -> tuple[tuple[int, ...] | None, np.ndarray | None]:
+    """Which rows have a factor that is not zero, and their factors; None where none is known."""
+    factors = step.factors
+    if factors is None:
+        return None, None
     used = np.flatnonzero(factors).tolist()
     if not used and not step.based:
         used = [0]  # zeros of the right shape
     return (*used, *([len(factors)] if step.based else [])), factors[used]
 
 
-def _types(tensor: TensorPlan) -> tuple[str, ...]:
-    return tuple([stored.record.dtype for stored in tensor.stored])
-
-
-def cost(plan: Plan, *, device: str = "auto", memory: int | str = "1GiB") -> Cost:
+def cost(plans: Sequence[Plan], *, device: str = "auto", memory: int | str = "1GiB") -> Cost:
     """Bytes read, written and held at most. Raises BudgetError if ``memory`` is too little."""
     worker, budget = device_named(device), parse_bytes(memory)
-    read = sum(s.record.nbytes for t in plan.tensors if t.step is None for s in t.stored)
-    held = 0
-    for part in parts_of(plan):
-        read += part.read_bytes * (1 if part.factors is not None else 2)
-        n = len(part.rows) - part.based
-        results = 0 if part.factors is not None else 8 * n * n * len(part.tensors)
-        out_bytes = BITS[part.dtype] // 8
+    copied = {id(s): s for p in plans for t in p.tensors if t.step is None for s in t.stored}
+    read, held = sum(stored.record.nbytes for stored in copied.values()), 0
+    for part in parts_of(plans):
+        read += part.nbytes(of_files=True)
+        results = sum(8 * use.n**2 * len(part.tensors) for use in part.uses if not use.known)
+        out_bytes = sum(BITS[use.dtype] // 8 for use in part.uses)
         numel = sum(tensor.numel for tensor in part.tensors)
         results += derived_workspace(tensor.stored for tensor in part.tensors)
-        for dtypes in {_types(tensor) for tensor in part.tensors}:
+        for dtypes in {tensor.across.dtypes for tensor in part.tensors}:
             fitting = chunk_elements(
                 budget - results, worker.chunk_bytes, dtypes, out_bytes, "merge"
             )
             in_bytes = sum(BITS[dtype] for dtype in dtypes) // 8
             chunk = min(fitting, numel) * (SLOTS * in_bytes + OUTPUTS * out_bytes)
             held = max(held, results + chunk)
-    return Cost(read, plan.nbytes, held)
+    return Cost(read, sum(plan.nbytes for plan in plans), held)
 
 
-def zoos_of(
-    plan: Plan, part: Part
-) -> Iterator[tuple[Zoo, list[tuple[str, int]], Sequence[TensorPlan]]]:
-    """The part as zoos; for each of their tensors, its place in the output, and the plan's."""
-    checkpoints = tuple(plan.checkpoints[row] for row in part.rows)
-    members = checkpoints[: len(checkpoints) - part.based]
-    base = checkpoints[-1] if part.based else None
+class Batch(NamedTuple):
+    """A part's tensors as a zoo; of row-wise ones, some of their rows, each as a tensor."""
+
+    zoo: Zoo
+    tensors: Sequence[Shared]  # one for each of the zoo's
+    starts: Sequence[int]  # the element of it at which the zoo's starts
+
+
+def batches_of(part: Part) -> Iterator[Batch]:
     if not part.rowwise:
-        tensors = tuple(ZooTensor(t.name, t.shape, t.numel, t.stored) for t in part.tensors)
-        zoo = Zoo(members, base, tensors, (), {})
-        yield zoo, [(tensor.name, 0) for tensor in tensors], part.tensors
+        tensors = tuple([tensor.across for tensor in part.tensors])
+        yield Batch(Zoo(part.rows, None, tensors, (), {}), part.tensors, [0] * len(tensors))
         return
-    rows = ((tensor, k) for tensor in part.tensors for k in range(_n_rows(tensor)))
+    rows = ((tensor, k) for tensor in part.tensors for k in range(_n_rows(tensor.made[0])))
     while batch := list(islice(rows, MATRIX_ROWS)):
         tensors = tuple(_matrix_row(tensor, k) for tensor, k in batch)
-        places = [(tensor.name, k * tensor.shape[-1]) for tensor, k in batch]
-        yield Zoo(members, base, tensors, (), {}), places, [tensor for tensor, _ in batch]
+        starts = [k * tensor.made[0].shape[-1] for tensor, k in batch]
+        yield Batch(Zoo(part.rows, None, tensors, (), {}), [tensor for tensor, _ in batch], starts)
 
 
 def _n_rows(tensor: TensorPlan) -> int:
     return tensor.numel // tensor.shape[-1] if tensor.numel else 0
 
 
-def _matrix_row(tensor: TensorPlan, k: int) -> ZooTensor:
+def _matrix_row(tensor: Shared, k: int) -> ZooTensor:
     """Row ``k`` along the last axis, as a tensor of its own."""
-    length = tensor.shape[-1]
+    length = tensor.made[0].shape[-1]
     stored = []
     for whole in tensor.stored:
         record, memory = whole.record, whole.memory
@@ -157,8 +272,8 @@ def _matrix_row(tensor: TensorPlan, k: int) -> ZooTensor:
         if memory is not None:
             memory = memory[start : start + nbytes]
         record = record._replace(shape=(length,), start=record.start + start, nbytes=nbytes)
-        stored.append(StoredTensor(record, whole.file, memory, whole.derived))
-    return ZooTensor(tensor.name, (length,), length, tuple(stored))
+        stored.append(whole._replace(record=record, memory=memory))
+    return ZooTensor(tensor.made[0].name, (length,), length, tuple(stored))
 
 
 def copies_of(plan: Plan) -> Iterator[Zoo]:

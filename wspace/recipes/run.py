@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from wspace.devices import Device, device_named
-from wspace.merging import FileSink, Mixes, copy_equal, plan_mixes, run_mixes
+from wspace.jobs import FileSink, Job, Mixes, plan_jobs, run_jobs
+from wspace.merging import copy_equal
 from wspace.passes import sum_over_tensors
-from wspace.recipes.parts import Part, copies_of, parts_of, zoos_of
+from wspace.recipes.parts import Batch, Part, batches_of, copies_of, parts_of
 from wspace.recipes.plan import Plan
 from wspace.recipes.problems import RecipeError
 from wspace.recipes.tensors import TensorPlan
@@ -30,52 +31,63 @@ from wspace.version import VERSION
 from wspace.zoo import Zoo
 
 
-def merge_recipe(
-    plan: Plan,
-    out: str | Path,
+def merge_recipe(plan: Plan, out: str | Path, **options: Any) -> Path:
+    """Write the output of one plan: see :func:`merge_recipes`."""
+    return merge_recipes([plan], [out], **options)[0]
+
+
+def merge_recipes(
+    plans: Sequence[Plan],
+    outs: Sequence[str | Path],
     *,
     max_shard_size: int | str = "5GB",
     device: str = "auto",
     memory: int | str = "1GiB",
     allow_non_finite: bool = False,
     progress: Progress | None = None,
-) -> Path:
-    """Write the output of a plan; numerics, options and errors are those of ``wspace.merge``.
+) -> list[Path]:
+    """Write the outputs of plans; numerics, options and errors are those of ``wspace.merge``.
 
-    Tensors are written in the plan's types. The output has the donor's config and tokenizer files,
-    and ``wspace.json`` with the recipe. A tensor whose factors come from inner products is read
-    twice: once for those, in float64, and once to be written.
+    Tensors are written in the plans' types. An output has its donor's config and tokenizer files,
+    and ``wspace.json`` with the recipe. What several outputs are made of is read once for all of
+    them. A tensor whose factors come from inner products is read twice: once for those, in float64,
+    and once to be written.
     """
-    out = Path(out)
+    paths = [Path(out) for out in outs]
     worker, budget = device_named(device), parse_bytes(memory)
-    tensors = [OutputTensor(tensor.name, tensor.dtype, tensor.shape) for tensor in plan.tensors]
-    check_output(out, plan.checkpoints, plan.nbytes)
-    parts = parts_of(plan)
-    total = sum(part.nbytes * (1 if part.factors is not None else 2) for part in parts)
+    total_bytes = sum(plan.nbytes for plan in plans)
+    for plan, path in zip(plans, paths, strict=True):
+        check_output(path, plan.checkpoints, total_bytes)
+    parts = parts_of(plans)
+    total = sum(part.nbytes() for part in parts)
     passes = _Passes(worker, budget, allow_non_finite, progress, total)
-    record = _record(plan)
+    records = [_record(plan) for plan in plans]
     pool = ThreadPoolExecutor(4, thread_name_prefix="wspace-write")
-    writer = None
+    writers: list[CheckpointWriter] = []
     try:
-        writer = CheckpointWriter(
-            out, tensors, metadata={"format": "pt", "wspace": json.dumps(record["made"])},
-            max_shard_bytes=parse_bytes(max_shard_size), pool=pool,
-        )  # fmt: skip
-        for copies in copies_of(plan):
-            copy_equal(copies, [writer])
+        for plan, path, record in zip(plans, paths, records, strict=True):
+            tensors = [OutputTensor(t.name, t.dtype, t.shape) for t in plan.tensors]
+            metadata = {"format": "pt", "wspace": json.dumps(record["made"])}
+            writers.append(
+                CheckpointWriter(
+                    path, tensors, metadata=metadata, max_shard_bytes=parse_bytes(max_shard_size),
+                    pool=pool,
+                )
+            )  # fmt: skip
+            for copies in copies_of(plan):
+                copy_equal(copies, writers[-1:])
         for part in parts:
-            for zoo, places, owners in zoos_of(plan, part):
-                factors: Sequence[np.ndarray] | None = part.factors
-                if factors is None:
-                    factors = list(_from_gram(plan, zoo, owners, passes, allow_non_finite))
-                passes.write(zoo, part, factors, FileSink(places, [writer]))
-        with _donor(plan) as donor:
-            writer.publish(donor, record, plan.dtype)
+            for batch in batches_of(part):
+                factors = _factors(plans, part, batch, passes)
+                passes.write(part, batch, factors, writers)
+        for plan, record, writer in zip(plans, records, writers, strict=True):
+            with _donor(plan) as donor:
+                writer.publish(donor, record, plan.dtype)
     finally:
         pool.shutdown(cancel_futures=True)
-        if writer:
+        for writer in reversed(writers):
             writer.abandon()
-    return out
+    return paths
 
 
 class _Passes:
@@ -89,7 +101,8 @@ class _Passes:
         progress: Progress | None,
         total: int,
     ) -> None:
-        self._worker, self._budget, self._allow = worker, budget, allow_non_finite
+        self.allow_non_finite = allow_non_finite
+        self._worker, self._budget = worker, budget
         self._progress, self._done, self._total = progress, 0, total
 
     def _follow(self) -> Progress:
@@ -102,52 +115,98 @@ class _Passes:
 
         return follow
 
-    def gram(self, zoo: Zoo) -> np.ndarray:
-        """Inner products of the rows of each tensor, float64 ``[n_tensors, n, n]``."""
-        based, worker, n = zoo.base is not None, self._worker, len(zoo)
+    def grams(self, part: Part, zoo: Zoo) -> dict[tuple[tuple[int, ...], bool], np.ndarray]:
+        """Inner products of each tensor's rows, float64 ``[n_tensors, n, n]``.
+
+        One for each set of rows that a use asks for, with or without the last as their origin.
+        """
+        worker, asked = self._worker, part.asked
+        place = {row: k for k, row in enumerate(asked)}
+        wanted = list(dict.fromkeys((u.which, u.based) for u in part.uses if not u.known))
+        sizes = [len(which) - based for which, based in wanted]
+        ends = np.cumsum([n * n for n in sizes]).tolist()
 
         def add(chunk: Chunk, segments: np.ndarray, sums: np.ndarray) -> None:
-            worker.products("dot", chunk, segments, sums, based=based)
+            for (which, based), n, end in zip(wanted, sizes, ends, strict=True):
+                rows = chunk.of_rows([place[row] for row in which])
+                own = sums[:, 0, end - n * n : end].reshape(-1, n, n).copy()
+                worker.products("dot", rows, segments, own, based=based)
+                sums[:, 0, end - n * n : end] = own.reshape(-1, n * n)
 
         def finite(sums: np.ndarray) -> bool:
-            return bool(np.isfinite(np.diagonal(sums, axis1=1, axis2=2)).all())
+            return bool(np.isfinite(sums).all())
 
         sums = sum_over_tensors(
-            zoo, range(len(zoo.checkpoints)), (n, n), add, worker=worker, budget=self._budget,
-            keep=True, what="Gram matrices", check=None if self._allow else finite,
+            zoo, asked, (1, ends[-1]), add, worker=worker, budget=self._budget, keep=True,
+            what="Gram matrices", check=None if self.allow_non_finite else finite,
             progress=self._follow(),
         )  # fmt: skip
-        assert sums.per_tensor is not None
-        return sums.per_tensor
+        table = sums.per_tensor
+        assert table is not None
+        return {
+            key: table[:, 0, end - n * n : end].reshape(-1, n, n)
+            for key, n, end in zip(wanted, sizes, ends, strict=True)
+        }
 
-    def write(self, zoo: Zoo, part: Part, factors: Sequence[np.ndarray], sink: FileSink) -> None:
-        """Write a part: ``factors[t]`` are those of its tensor ``t``."""
-        distinct: dict[bytes, int] = {}
-        kinds = np.array([distinct.setdefault(row.tobytes(), len(distinct)) for row in factors])
-        weights = np.frombuffer(b"".join(distinct), dtype=np.float64)
-        weights = weights.reshape(len(distinct), 1, len(zoo))
-        chosen = Mixes(weights, tuple(range(len(zoo.checkpoints))), part.based, kinds)
-        dtype = KERNEL_NAMES[part.dtype]
-        plans = plan_mixes(zoo, chosen, self._worker, self._budget, dtype)
-        run_mixes(zoo, chosen, plans, self._worker, dtype, sink, self._follow(), self._allow)
+    def write(
+        self,
+        part: Part,
+        batch: Batch,
+        factors: Sequence[Sequence[np.ndarray]],
+        writers: Sequence[CheckpointWriter],
+    ) -> None:
+        """Write a batch: ``factors[u][t]`` are those of use ``u`` for tensor ``t``."""
+        alike: dict[tuple, list[int]] = {}
+        for u, use in enumerate(part.uses):
+            alike.setdefault((use.which, use.based, use.dtype), []).append(u)
+        jobs = []
+        for (which, based, dtype), uses in alike.items():
+            stacked = [np.stack(rows) for rows in zip(*(factors[u] for u in uses), strict=True)]
+            distinct: dict[bytes, int] = {}
+            kinds = [distinct.setdefault(rows.tobytes(), len(distinct)) for rows in stacked]
+            weights = np.frombuffer(b"".join(distinct), dtype=np.float64)
+            weights = weights.reshape(len(distinct), len(uses), len(which) - based)
+            outputs = []
+            for u in uses:
+                names = [tensor.made[u].name for tensor in batch.tensors]
+                places = list(zip(names, batch.starts, strict=True))
+                outputs.append((places, writers[part.uses[u].output]))
+            mixes = Mixes(weights, which, based, np.array(kinds))
+            jobs.append(Job(mixes, KERNEL_NAMES[dtype], FileSink(outputs)))
+        zoo = batch.zoo
+        plans = plan_jobs(zoo, jobs, self._worker, self._budget)
+        run_jobs(zoo, jobs, plans, self._worker, self._follow(), self.allow_non_finite)
 
 
-def _from_gram(
-    plan: Plan, zoo: Zoo, owners: Sequence[TensorPlan], passes: _Passes, allow: bool
-) -> np.ndarray:
+def _factors(
+    plans: Sequence[Plan], part: Part, batch: Batch, passes: _Passes
+) -> list[list[np.ndarray]]:
+    """``[use][tensor]``: the factors of the use's rows, known or from Gram matrices."""
+    grams = passes.grams(part, batch.zoo) if part.asked else {}
+    result = []
+    for u, use in enumerate(part.uses):
+        known = [tensor.factors[u] for tensor in batch.tensors]
+        if not use.known:
+            made = [tensor.made[u] for tensor in batch.tensors]
+            gram = grams[use.which, use.based]
+            known = list(_from_gram(plans[use.output], made, gram, passes.allow_non_finite))
+        result.append(known)
+    return result
+
+
+def _from_gram(plan: Plan, made: Sequence[TensorPlan], gram: np.ndarray, allow: bool) -> np.ndarray:
     """Each tensor's factors from its Gram matrix, ``[n_tensors, n]``."""
-    grams = passes.gram(zoo)
-    factors = np.empty((len(zoo.tensors), len(zoo)))
-    steps = np.array([id(owner.step) for owner in owners])
-    for step in {id(owner.step): owner.step for owner in owners}.values():
+    factors = np.empty(gram.shape[:2])
+    steps = np.array([id(tensor.step) for tensor in made])
+    for step in {id(tensor.step): tensor.step for tensor in made}.values():
         which = np.flatnonzero(steps == id(step))
         assert step is not None
-        found = plan.method.factors(step.numbers, grams[which])
+        found = plan.method.factors(step.numbers, gram[which])
         assert found is not None
         factors[which] = found
     wrong = np.flatnonzero(~np.isfinite(factors).all(axis=1))
     if len(wrong) and not allow:
-        name = owners[wrong[0]].name
+        name = made[wrong[0]].name
         raise RecipeError([f"{plan.recipe.method}: the directions of {name!r} cancel"])
     return factors
 

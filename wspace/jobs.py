@@ -1,0 +1,231 @@
+"""The pass that writes: mixes of a zoo's rows, computed as chunks come by, and handed to sinks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+
+from wkernels import mixes
+from wspace.devices import Device
+from wspace.errors import NonFiniteError, OutputError
+from wspace.passes import describe_non_finite
+from wspace.storage.headers import BITS, CODES, KERNEL_NAMES
+from wspace.storage.writing import CheckpointWriter
+from wspace.stream import (
+    OUTPUTS,
+    Chunk,
+    ChunkPlan,
+    Progress,
+    Stream,
+    chunk_elements,
+    derived_workspace,
+    plan_chunks,
+    row_starts,
+)
+from wspace.zoo import Zoo, ZooTensor
+
+
+@dataclass(frozen=True)
+class Mixes:
+    """Rows of mixing weights, reduced to the checkpoints that they need."""
+
+    weights: np.ndarray  # float64 [n_mixes, n_used]; [n_kinds, n_mixes, n_used] where they differ
+    rows: tuple[int, ...]  # of zoo.checkpoints: the members used, then the base
+    based: bool
+    kinds: np.ndarray | None = None  # int [n_tensors]: which of the weights each tensor has
+
+    @property
+    def n_mixes(self) -> int:
+        return self.weights.shape[-2]
+
+    def of(self, chunk: Chunk) -> Iterator[tuple[Chunk, int, np.ndarray]]:
+        """The chunk's runs of tensors with the same weights: ``(part, first element, weights)``."""
+        if self.kinds is None:
+            yield chunk, 0, self.weights
+            return
+        plan = chunk.plan
+        kinds = self.kinds
+        for kind, run in groupby(plan.pieces, key=lambda piece: kinds[piece.tensor]):
+            pieces = tuple(run)
+            at, last = pieces[0].at, pieces[-1]
+            n = last.at + last.stop - last.start - at
+            starts = tuple(
+                start + at * BITS[dtype] // 8
+                for start, dtype in zip(chunk.starts, plan.dtypes, strict=True)
+            )
+            part = Chunk(ChunkPlan(pieces, plan.dtypes, n), chunk.buffer, starts)
+            yield part, at, self.weights[kind]
+
+
+def output_dtype(zoo: Zoo, tensor: ZooTensor, dtype: str | None) -> str:
+    """The type a mixed tensor is written in: see the rule in :func:`wspace.merge`."""
+    if dtype is not None:
+        if dtype not in ("float64", "float32", "float16", "bfloat16"):
+            raise OutputError(f"dtype {dtype!r}: expected float64, float32, float16 or bfloat16")
+        return CODES[dtype]
+    return tensor.stored[len(zoo) if zoo.base else 0].written
+
+
+def plan_mixes(
+    zoo: Zoo, chosen: Mixes, worker: Device, budget: int, dtype: str | None
+) -> list[ChunkPlan]:
+    """Chunks for a pass with outputs."""
+    return plan_jobs(zoo, [Job(chosen, dtype)], worker, budget)
+
+
+def plan_jobs(zoo: Zoo, jobs: Sequence[Job], worker: Device, budget: int) -> list[ChunkPlan]:
+    """Chunks for a pass that does all the jobs."""
+
+    def width(job: Job) -> int:
+        if job.dtype:
+            return BITS[CODES[job.dtype]] // 8
+        return max(BITS[output_dtype(zoo, tensor, None)] // 8 for tensor in zoo.tensors)
+
+    out_bytes = sum(width(job) * job.mixes.n_mixes for job in jobs)
+    room = budget - derived_workspace(tensor.stored for tensor in zoo.tensors)
+
+    def size(dtypes: Sequence[str]) -> int:
+        return chunk_elements(room, worker.chunk_bytes, dtypes, out_bytes, "merge")
+
+    return list(plan_chunks(zoo, rows_of(jobs), size, max_pieces=4096))
+
+
+Sink = Callable[[Chunk, np.ndarray, tuple[int, ...], str], list[Future[None]]]
+"""Takes a chunk's results: ``(chunk, buffer, starts of the mixes' rows, dtype)``."""
+
+
+class Job(NamedTuple):
+    """Mixes of some of a zoo's rows, and where they go."""
+
+    mixes: Mixes
+    dtype: str | None  # None: see output_dtype
+    sink: Sink = lambda chunk, buffer, starts, dtype: []
+
+
+def rows_of(jobs: Sequence[Job]) -> tuple[int, ...]:
+    """What the jobs read, of ``zoo.checkpoints``."""
+    if len(jobs) == 1:
+        return jobs[0].mixes.rows
+    return tuple(sorted({row for job in jobs for row in job.mixes.rows}))
+
+
+def run_mixes(
+    zoo: Zoo,
+    chosen: Mixes,
+    plans: Sequence[ChunkPlan],
+    worker: Device,
+    dtype: str | None,
+    sink: Sink,
+    progress: Progress | None,
+    allow_non_finite: bool,
+) -> None:
+    """The pass itself: each chunk, read ahead, computed into one of a few buffers, handed on."""
+    run_jobs(zoo, [Job(chosen, dtype, sink)], plans, worker, progress, allow_non_finite)
+
+
+def run_jobs(
+    zoo: Zoo,
+    jobs: Sequence[Job],
+    plans: Sequence[ChunkPlan],
+    worker: Device,
+    progress: Progress | None,
+    allow_non_finite: bool,
+) -> None:
+    """:func:`run_mixes` for several mixes of different rows, in one read of all of them."""
+    rows = rows_of(jobs)
+    place = {row: k for k, row in enumerate(rows)}
+    which = [[place[row] for row in job.mixes.rows] for job in jobs]
+    layouts = []
+    for plan in plans:
+        tensor = zoo.tensors[plan.pieces[0].tensor]
+        names = [output_dtype(zoo, tensor, job.dtype) for job in jobs]
+        each = [
+            name for name, job in zip(names, jobs, strict=True) for _ in range(job.mixes.n_mixes)
+        ]
+        layouts.append((names, *row_starts(plan.n, each)))
+    longest = max((length for _, _, length in layouts), default=0)
+    buffers = [worker.host_buffer(longest) for _ in range(min(OUTPUTS, len(plans)))]
+    waiting: list[list[Future[None]]] = [[] for _ in range(OUTPUTS)]
+    with Stream(zoo, rows, plans, worker, progress=progress) as stream:
+        for k, chunk in enumerate(stream):
+            names, starts, length = layouts[k]
+            finish(waiting[k % OUTPUTS])
+            buffer = buffers[k % OUTPUTS][:length]
+            first = 0
+            for job, of_chunk, name in zip(jobs, which, names, strict=True):
+                own = starts[first : first + job.mixes.n_mixes]
+                first += job.mixes.n_mixes
+                bad = _compute(job.mixes, chunk.of_rows(of_chunk), worker, buffer, own, name)
+                if bad and not allow_non_finite:
+                    raise NonFiniteError(
+                        describe_non_finite(zoo, chunk, rows, worker)
+                        or _describe_overflow(zoo, chunk, name)
+                    )
+                waiting[k % OUTPUTS] += job.sink(chunk, buffer, own, name)
+    for futures in waiting:
+        finish(futures)
+
+
+def _compute(
+    chosen: Mixes, chunk: Chunk, worker: Device, buffer: np.ndarray, starts: tuple[int, ...],
+    name: str,
+) -> int:  # fmt: skip
+    """Mixes of a chunk into rows of the buffer; returns how many results are NaN or Inf."""
+    bad, width = 0, BITS[name] // 8
+    for part, at, weights in chosen.of(chunk):
+        bad += worker.weighted_sum(
+            part, weights, mixes.copied_rows(weights, has_base=chosen.based), based=chosen.based,
+            out=buffer, out_starts=[start + at * width for start in starts],
+            out_names=[KERNEL_NAMES[name]] * chosen.n_mixes,
+        )  # fmt: skip
+    return bad
+
+
+def finish(futures: list[Future[None]]) -> None:
+    """Wait for all of them; raises what one raised."""
+    for future in futures:
+        future.result()
+    futures.clear()
+
+
+def _describe_overflow(zoo: Zoo, chunk: Chunk, name: str) -> str:
+    names = ", ".join(repr(zoo.tensors[p.tensor].name) for p in chunk.plan.pieces[:3])
+    return (
+        f"the mix exceeds the range of {KERNEL_NAMES[name]} in tensor {names}"
+        f"{' or one near it' if len(chunk.plan.pieces) > 1 else ''}; choose a wider --dtype or "
+        "smaller weights"
+    )
+
+
+Places = Sequence[tuple[str, int]]
+"""For each of a zoo's tensors, the output tensor that it is part of, and the element of it at which
+it starts."""
+
+
+class FileSink:
+    """Writes each mix's row to its checkpoint, neighbouring tensors in one piece."""
+
+    def __init__(self, outputs: Sequence[tuple[Places, CheckpointWriter]]) -> None:
+        self._outputs = outputs
+
+    def __call__(self, chunk: Chunk, buffer, starts, dtype: str) -> list[Future[None]]:
+        width = BITS[dtype] // 8
+        futures = []
+        for (places, writer), row_start in zip(self._outputs, starts, strict=True):
+            runs: list[list[int]] = []  # shard, position, start in the buffer, bytes
+            for piece in chunk.plan.pieces:
+                name, first = places[piece.tensor]
+                shard, position = writer.place(name, (first + piece.start) * width)
+                start, nbytes = row_start + piece.at * width, (piece.stop - piece.start) * width
+                if runs and runs[-1][0] == shard and runs[-1][1] + runs[-1][3] == position:
+                    runs[-1][3] += nbytes
+                else:
+                    runs.append([shard, position, start, nbytes])
+            for shard, position, start, nbytes in runs:
+                futures += writer.write(shard, position, buffer[start : start + nbytes])
+        return futures
