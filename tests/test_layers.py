@@ -40,6 +40,8 @@ LAYERS = [
     "wspace.storage.writing",
     "wspace.derived.operands",
     "wspace.derived.quantised",
+    "wspace.derived.lowrank",
+    "wspace.derived.adapters",
     "wspace.derived.models",
     "wspace.zoo",
     "wspace.devices",

@@ -92,6 +92,13 @@ def test_gradients():
         ("{model: a/b@v2}", ModelReference("a/b", "v2")),
         ("{model: {path: 'a+b@c', revision: v1}}", ModelReference("a+b@c", "v1")),
         ("{model: a, override_architecture: X}", ModelReference("a", None, "X")),
+        ("a@v1+b/c@v2", ModelReference("a", "v1", None, ModelReference("b/c", "v2"))),
+        ("{model: a, lora: b@v2}", ModelReference("a", None, None, ModelReference("b", "v2"))),
+        (
+            "{model: a, lora: {path: b+c, revision: v2}}",
+            ModelReference("a", None, None, ModelReference("b+c", "v2")),
+        ),
+        ("{model: a, lora: null}", ModelReference("a")),
     ],
 )
 def test_references(text, expected):
@@ -106,8 +113,10 @@ def test_references(text, expected):
         ("a+b+c", "more than one '+'"),
         ("a@b@c", "more than one '@'"),
         ("a@", "expected path or path@revision"),
-        ("a+lora", "LoRA adapters are not there yet"),
-        ("{model: a, lora: b}", "LoRA adapters are not there yet"),
+        ("a+b@c@d", "more than one '@'"),
+        ("a+", "expected path or path@revision"),
+        ("{model: a, lora: 3}", "lora: expected a path or Hub id"),
+        ("{model: a, lora: {revision: b}}", "lora: expected {path, revision}"),
         ("{lora: null}", "needs the key model"),
         ("3", "expected the path or Hub id of a model"),
     ],

@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from wspace.derived.models import open_model
 from wspace.errors import CheckpointError, MisalignedZooError
 from wspace.storage.checkpoints import Checkpoint, StoredTensor
 from wspace.storage.headers import KERNEL_NAMES
@@ -106,7 +105,9 @@ def open_zoo(
     differ between checkpoints; names and shapes may not: MisalignedZooError names the tensor.
     Raises CheckpointError for what cannot be opened.
     """
-    opened_base = base if base is None or isinstance(base, Checkpoint) else _open(base)
+    from wspace.derived.models import open_model  # numpy: not for --help
+
+    opened_base = base if base is None or isinstance(base, Checkpoint) else open_model(base)
     chosen = [members] if isinstance(members, str | Path | Checkpoint) else list(members)
     opened = [checkpoint for item in chosen for checkpoint in _expand(item, opened_base)]
     if not opened:
@@ -117,10 +118,12 @@ def open_zoo(
 
 
 def _expand(item: str | Path | Checkpoint, base: Checkpoint | None) -> list[Checkpoint]:
+    from wspace.derived.models import open_model
+
     if isinstance(item, Checkpoint):
         return [item]
     if Path(item).exists() or not glob.has_magic(str(item)):
-        return [_open(item)]
+        return [open_model(item)]
     paths = [Path(path) for path in sorted(glob.glob(str(item)), key=_natural)]
     paths = [path for path in paths if _holds_weights(path)]
     if base is not None:
@@ -140,38 +143,6 @@ def _holds_weights(path: Path) -> bool:
     if path.is_dir():
         return any(file.suffix in suffixes for file in path.iterdir())
     return path.suffix in suffixes
-
-
-def _open(path: str | Path) -> Checkpoint:
-    if Path(path).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", str(path)):
-        return open_model(path)
-    return open_model(_fetch(str(path)))
-
-
-def _fetch(identifier: str) -> Path:
-    """The local copy of a model of the Hub, ``owner/name`` or ``owner/name@revision``."""
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise CheckpointError(
-            f"{identifier}: no such file or folder (to fetch it from the Hub, install "
-            "huggingface_hub)"
-        ) from None
-    name, _, revision = identifier.partition("@")
-    try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision or None,
-                allow_patterns=["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt",
-                                "*.model"],
-            )
-        )  # fmt: skip
-    except Exception as error:  # the Hub's client and its HTTP library raise many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise CheckpointError(
-            f"{identifier}: no such file or folder, and the Hub gave none: {reason}"
-        ) from None
 
 
 def _align(

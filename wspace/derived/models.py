@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+from wspace.derived.adapters import CONFIG, adapted, is_adapter, open_adapter
 from wspace.derived.quantised import dequantised
 from wspace.errors import CheckpointError
 from wspace.storage.checkpoints import Checkpoint, open_checkpoint
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
-def open_model(path: str | Path) -> Checkpoint:
-    """:func:`open_checkpoint`, with scaled 8-bit weights as what they stand for.
 
-    Raises CheckpointError, for weights that cannot be averaged too: GGUF, GPTQ and the like.
+def open_model(name: str | Path) -> Checkpoint:
+    """A model as :func:`open_checkpoint` has it, with scaled 8-bit weights as what they stand for.
+
+    ``name``: a path, a Hub id ``owner/name[@revision]``, or either with a LoRA adapter that is
+    applied to it, ``model+adapter``. Raises CheckpointError, for weights that cannot be averaged
+    too: GGUF, GPTQ and the like.
     """
-    path = Path(path)
+    model, plus, adapter = str(name).partition("+")
+    if plus and not Path(name).exists():
+        return adapted(open_model(model), open_adapter(locate(adapter)))
+    path = locate(name)
     if path.suffix == ".gguf" or (path.is_dir() and _only_gguf(path)):
         raise CheckpointError(
             f"{path}: GGUF is quantised and cannot be averaged; give the safetensors weights that "
             "it was made from"
+        )
+    if is_adapter(path) and not (path / "config.json").is_file():
+        raise CheckpointError(
+            f"{path}: is a LoRA adapter ({CONFIG}), not a model; write MODEL+{path} for its model "
+            "with it"
         )
     return dequantised(open_checkpoint(path))
 
@@ -26,3 +40,36 @@ def open_model(path: str | Path) -> Checkpoint:
 def _only_gguf(folder: Path) -> bool:
     others = (*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.pt"))
     return not others and any(folder.glob("*.gguf"))
+
+
+def locate(name: str | Path) -> Path:
+    """The path itself, or the local copy of a model of the Hub, fetched if need be."""
+    if Path(name).exists() or not _HUB_ID.fullmatch(str(name)):
+        return Path(name)
+    return _fetch(str(name))
+
+
+def _fetch(identifier: str) -> Path:
+    """The local copy of a model of the Hub, ``owner/name`` or ``owner/name@revision``."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(
+            f"{identifier}: no such file or folder (to fetch it from the Hub, install "
+            "huggingface_hub)"
+        ) from None
+    name, _, revision = identifier.partition("@")
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision or None,
+                allow_patterns=["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt",
+                                "*.model"],
+            )
+        )  # fmt: skip
+    except Exception as error:  # the Hub's client and its HTTP library raise many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise CheckpointError(
+            f"{identifier}: no such file or folder, and the Hub gave none: {reason}"
+        ) from None

@@ -38,7 +38,9 @@ _METHODS = {
 """``quant_method`` of a config, and what the format is called."""
 
 _WEIGHT_SCALES = ("_scale_inv", "_scale")
-_BLOCKS = tuple((size, size) for size in (128, 64, 32, 256, 16, 512))
+_BLOCKS: tuple[tuple[int, int], ...] = (
+    (128, 128), (64, 64), (32, 32), (256, 256), (16, 16), (512, 512),
+)  # fmt: skip
 _IDLE = (".input_scale", ".output_scale", ".k_scale", ".v_scale", ".activation_scale")
 """Scales of what flows through the model, not of its weights: of no use without 8-bit weights."""
 
@@ -86,7 +88,10 @@ def _grid(
     if len(sizes) == 1 and n == rows:
         return (rows, 1), (1, columns)
     if len(shape) == 2:
-        for block in _BLOCKS if given is None else (given,):
+        blocks = _BLOCKS
+        if given is not None:
+            blocks = (given,)
+        for block in blocks:
             if shape == (-(-rows // block[0]), -(-columns // block[1])):
                 return (shape[0], shape[1]), block
         if shape[0] == rows and columns % shape[1] == 0:  # groups along a row
@@ -102,8 +107,9 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
     """
     _refuse(checkpoint)
     sizes = quantisation_of(checkpoint.folder).get("weight_block_size")
-    whole = isinstance(sizes, list) and [type(size) for size in sizes] == [int, int]
-    block = (max(1, sizes[0]), max(1, sizes[1])) if whole else None
+    block = None
+    if isinstance(sizes, list) and [type(size) for size in sizes] == [int, int]:
+        block = (max(1, sizes[0]), max(1, sizes[1]))
     scaled: dict[str, StoredTensor] = {}
     dropped: set[str] = set()
     for name in checkpoint.tensors:

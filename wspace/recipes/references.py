@@ -1,16 +1,16 @@
-"""Names of models in a recipe: ``path[@revision][+lora]``, or the same as a mapping."""
+"""Names of models in a recipe: ``path[@revision][+lora[@revision]]``, or the same as a mapping."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wspace.derived.models import open_model
+from wspace.derived.adapters import adapted, open_adapter
+from wspace.derived.models import locate, open_model
 from wspace.errors import CheckpointError
 from wspace.recipes.problems import Problems
 from wspace.recipes.source import Node
 from wspace.storage.checkpoints import Checkpoint
-from wspace.zoo import open_zoo
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,11 @@ class ModelReference:
     path: str
     revision: str | None = None
     architecture: str | None = None  # what the config's ``architectures`` shall say
+    adapter: ModelReference | None = None  # LoRA that is applied to it
 
     def __str__(self) -> str:
-        return f"{self.path}@{self.revision}" if self.revision else self.path
+        own = f"{self.path}@{self.revision}" if self.revision else self.path
+        return f"{own}+{self.adapter}" if self.adapter else own
 
 
 def parse_reference(node: Node, problems: Problems) -> ModelReference | None:
@@ -32,10 +34,11 @@ def parse_reference(node: Node, problems: Problems) -> ModelReference | None:
         if len(adapters) > 1:
             problems.error(node.line, f"model {node.value!r} has more than one '+'")
             return None
-        if adapters:
-            _refuse_adapter(node.line, problems)
-            return None
-        return _path(path, node.line, problems)
+        found = _path(path, node.line, problems)
+        if not adapters or found is None:
+            return found
+        adapter = _path(adapters[0], node.line, problems)
+        return adapter and replace(found, adapter=adapter)
     if not isinstance(node.value, dict):
         problems.error(node.line, "expected the path or Hub id of a model")
         return None
@@ -44,28 +47,31 @@ def parse_reference(node: Node, problems: Problems) -> ModelReference | None:
     for key in content:
         if key not in known:
             problems.unknown(key.line, "key of a model", key, known)
-    if "lora" in content and content["lora"].value is not None:
-        _refuse_adapter(content["lora"].line, problems)
-        return None
     if "model" not in content:
         problems.error(node.line, "a model as a mapping needs the key model")
         return None
-    inner = content["model"]
-    if isinstance(inner.value, dict):
-        path, revision = (inner.value.get(k, Node(None, 0)).value for k in ("path", "revision"))
-        if not isinstance(path, str) or not path:
-            problems.error(inner.line, "model: expected {path, revision}")
-            return None
-        found = ModelReference(path, None if revision is None else str(revision))
-    elif isinstance(inner.value, str):
-        found = _path(inner.value, inner.line, problems)
-    else:
-        problems.error(inner.line, "model: expected a path or Hub id")
-        return None
+    found = _place(content["model"], "model", problems)
     architecture = content.get("override_architecture", Node(None, 0)).value
     if found and architecture is not None:
-        return ModelReference(found.path, found.revision, str(architecture))
+        found = replace(found, architecture=str(architecture))
+    if "lora" in content and content["lora"].value is not None:
+        adapter = _place(content["lora"], "lora", problems)
+        return found and adapter and replace(found, adapter=adapter)
     return found
+
+
+def _place(node: Node, what: str, problems: Problems) -> ModelReference | None:
+    """``path[@revision]``, or ``{path, revision}``."""
+    if isinstance(node.value, str):
+        return _path(node.value, node.line, problems)
+    if not isinstance(node.value, dict):
+        problems.error(node.line, f"{what}: expected a path or Hub id")
+        return None
+    path, revision = (node.value.get(k, Node(None, 0)).value for k in ("path", "revision"))
+    if not isinstance(path, str) or not path:
+        problems.error(node.line, f"{what}: expected {{path, revision}}")
+        return None
+    return ModelReference(path, None if revision is None else str(revision))
 
 
 def _path(text: str, line: int, problems: Problems) -> ModelReference | None:
@@ -79,17 +85,17 @@ def _path(text: str, line: int, problems: Problems) -> ModelReference | None:
     return ModelReference(path, revisions[0] if revisions else None)
 
 
-def _refuse_adapter(line: int, problems: Problems) -> None:
-    problems.error(line, "LoRA adapters are not there yet; merge the adapter into its model first")
-
-
 def open_reference(reference: ModelReference) -> Checkpoint:
     """The checkpoint, from headers alone. Raises CheckpointError."""
-    path = Path(reference.path)
-    if path.exists():
-        if reference.revision:
-            raise CheckpointError(
-                f"{reference}: a local path has no revisions; leave out @{reference.revision}"
-            )
-        return open_model(path)
-    return open_zoo([str(reference)]).members[0]
+    base = open_model(_located(replace(reference, adapter=None)))
+    if reference.adapter is None:
+        return base
+    return adapted(base, open_adapter(_located(reference.adapter)))
+
+
+def _located(reference: ModelReference) -> Path:
+    if Path(reference.path).exists() and reference.revision:
+        raise CheckpointError(
+            f"{reference}: a local path has no revisions; leave out @{reference.revision}"
+        )
+    return locate(reference.path if Path(reference.path).exists() else str(reference))
