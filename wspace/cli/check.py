@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
     from wspace.recipes import cost
 
     plan = plan_of(options, options.recipe)
-    total = cost([plan], device=options.device, memory=options.memory)
+    total = cost(plan, device=options.device, memory=options.memory)
     columns, rows = _table(plan)
     show(columns, rows, options.format)
     lines = [
@@ -95,7 +95,7 @@ def _run_json(options: argparse.Namespace) -> None:
     problems = Problems(options.recipe, strict=options.strict)
     try:
         plan = read_plan(options.recipe, problems, include=options.include, exclude=options.exclude)
-        total = cost([plan], device=options.device, memory=options.memory)
+        total = cost(plan, device=options.device, memory=options.memory)
     except RecipeError as error:
         print(json.dumps(_found(problems, error.problems), indent=1, ensure_ascii=False))
         raise RecipeError(error.problems[-1:]) from None

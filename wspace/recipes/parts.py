@@ -216,7 +216,7 @@ def _used(step: Step) -> tuple[tuple[int, ...] | None, np.ndarray | None]:
     return (*used, *([len(factors)] if step.based else [])), factors[used]
 
 
-def cost(plans: Sequence[Plan], *, device: str = "auto", memory: int | str = "1GiB") -> Cost:
+def cost(*plans: Plan, device: str = "auto", memory: int | str = "1GiB") -> Cost:
     """Bytes read, written and held at most. Raises BudgetError if ``memory`` is too little."""
     worker, budget = device_named(device), parse_bytes(memory)
     copied = {id(s): s for p in plans for t in p.tensors if t.step is None for s in t.stored}
