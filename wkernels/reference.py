@@ -63,3 +63,54 @@ def row_statistics(x: Rows, base: torch.Tensor | None = None) -> dict[str, torch
         "non_finite": (~finite).sum(-1),
         "changed": changed,
     }
+
+
+def largest(differences: torch.Tensor, count: int) -> torch.Tensor:
+    """Bool ``[n]``: the ``count`` largest magnitudes, equal ones by their place."""
+    order = differences.abs().argsort(descending=True, stable=True)
+    kept = torch.zeros(differences.shape, dtype=torch.bool)
+    kept[order[: max(count, 0)]] = True
+    return kept
+
+
+def drawn(n: int, key: int, chance: float | torch.Tensor) -> torch.Tensor:
+    """Bool ``[n]``: SplitMix64's draw ``k``, as a number in [0, 1), is below the chance."""
+    draws = []
+    for k in range(n):
+        z = (key + (k + 1) * 0x9E3779B97F4A7C15) % 2**64
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        draws.append((z ^ (z >> 31)) >> 40)
+    return torch.tensor(draws, dtype=torch.float64) / 2**24 < torch.as_tensor(chance).double()
+
+
+def joined(
+    differences, base, *, factor, vote=None, share=None, scale=1.0, lone=None, elect="none",
+    least=0.0, undecided=1.0,
+):  # fmt: skip
+    """``base + scale * sum factor d / sum share`` over the rows that agree with the election.
+
+    ``differences [n_models, n]``: with zeros where nothing is kept; the rest as ``masks.Joint``.
+    ``share`` None: no division.
+    """
+    d = differences.double()
+
+    def column(numbers):
+        return torch.as_tensor(numbers, dtype=torch.float64)[:, None]
+
+    agree = d != 0
+    if elect != "none":
+        votes = column(vote) * d
+        poll = (votes.sign() if elect == "signs" else votes).sum(0)
+        elected = torch.where(poll == 0, undecided, poll.sign())
+        agree = votes * elected > 0
+    terms = torch.where(agree, column(factor) * d, 0.0)
+    if lone is not None:
+        terms = torch.where(agree.sum(0) == 1, column(lone) * d * agree, torch.where(agree, d, 0.0))
+    total = terms.sum(0)
+    if share is not None:
+        divisor = torch.where(agree, column(share), 0.0).sum(0)
+        if least:
+            divisor = divisor.clamp_min(least)
+        total = total / torch.where(divisor == 0, 1.0, divisor)
+    return base.double() + scale * total

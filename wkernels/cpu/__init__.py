@@ -1,8 +1,26 @@
 """The CPU path: the kernels of ``wkernels.ops`` on rows of memory, without torch."""
 
+from wkernels.cpu.consensus import N_SUMS, agreements, joined, kept_sums
 from wkernels.cpu.pointers import Pointers
 from wkernels.cpu.products import products
+from wkernels.cpu.scores import importances, pulled, rank_chances, variances
+from wkernels.cpu.selection import digit_counts, nth_equal
 from wkernels.cpu.statistics import row_moments
 from wkernels.cpu.weighted_sum import weighted_sum
 
-__all__ = ["Pointers", "products", "row_moments", "weighted_sum"]
+__all__ = [
+    "N_SUMS",
+    "Pointers",
+    "agreements",
+    "digit_counts",
+    "importances",
+    "joined",
+    "kept_sums",
+    "nth_equal",
+    "products",
+    "pulled",
+    "rank_chances",
+    "row_moments",
+    "variances",
+    "weighted_sum",
+]

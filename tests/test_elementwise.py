@@ -1,0 +1,279 @@
+"""Thresholds, draws, elections: every element against float64 and the stated rules."""
+
+import numpy as np
+import pytest
+import torch
+
+from wkernels import cpu, elementwise, ops, reference
+from wkernels.elementwise import Joint, joined, kept_sums, largest, no_mask
+from wkernels.selection import ALL
+
+F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
+SIZES = [1, 2, 65, 1025, 40_001]
+
+
+def make(n_models, n, dtype, seed=0, step=0.1):
+    """Rows near a base; in 16 bits many of their differences are equal."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(n, generator=generator, dtype=F64)
+    rows = [base + step * torch.randn(n, generator=generator, dtype=F64) for _ in range(n_models)]
+    return [row.to(dtype) for row in rows], base.to(dtype)
+
+
+def differences(rows, base):
+    wide = F64 if F64 in {base.dtype, *(row.dtype for row in rows)} else F32
+    return torch.stack([row.to(wide) - base.to(wide) for row in rows])
+
+
+def kept_by(mask, d):
+    """What a mask of thresholds keeps of rows of differences, from its definition."""
+    bits = d.abs().numpy().view(np.int32 if d.dtype == F32 else np.int64).astype(object)
+    place = np.arange(d.shape[1])[None]
+
+    def beyond(table, before):
+        return (bits > table[0][:, None]) | (
+            (bits == table[0][:, None]) & (place < before[0][:, None])
+        )
+
+    kept = beyond(mask.keep, mask.keep_before) & ~beyond(mask.drop, mask.drop_before)
+    return torch.from_numpy(kept.astype(bool))
+
+
+def trimmed(rows, base, count, drop=0):
+    mask = no_mask(1, len(rows))
+    keep, keep_before = largest(rows, count, base=base)
+    away, away_before = largest(rows, drop, base=base)
+    return mask._replace(keep=keep, keep_before=keep_before, drop=away, drop_before=away_before)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16, F64], ids=str)
+@pytest.mark.parametrize("n", SIZES)
+def test_the_largest_are_those_of_a_stable_sort(n, dtype):
+    rows, base = make(3, n, dtype)
+    d = differences(rows, base)
+    for count in {0, 1, n // 3, n // 2, n - 1, n, n + 5}:
+        mask = trimmed(rows, base, count)
+        kept = kept_by(mask, d)
+        for i in range(3):
+            assert torch.equal(kept[i], reference.largest(d[i], count)), (count, i)
+        out = joined(rows[:1], mask.of(np.array([0])), ones(1), base=base, out=poisoned(n, F64))
+        assert torch.equal(out != base.double(), kept[0] & (d[0] != 0))
+
+
+def test_equal_magnitudes_go_by_place():
+    base = torch.zeros(40_000)
+    row = torch.tensor([1.0, -1.0] * 20_000)
+    row[[3, 39_999]] = torch.tensor([2.0, 0.5])
+    out = joined([row], trimmed([row], base, 20_001), ones(1), base=base)
+    expected = row.clone()
+    expected[20_001:] = 0  # place 3 is among the first
+    assert torch.equal(out, expected)
+    assert int((out != 0).sum()) == 20_001
+
+
+def test_outliers_are_dropped_before_the_rest_is_counted():
+    row = torch.tensor([5.0, -7.0, 1.0, 1.0, -1.0, 0.5, 3.0])
+    out = joined([row], trimmed([row], torch.zeros(7), 5, drop=2), ones(1), base=torch.zeros(7))
+    assert out.tolist() == [0, 0, 1, 1, 0, 0, 3]
+
+
+def ones(n, **options):
+    table = np.ones((1, n))
+    return Joint(table, table, table, np.ones(1), **options)
+
+
+def poisoned(n, dtype):
+    return torch.full((n,), torch.nan, dtype=dtype)
+
+
+ELECTIONS = {
+    "none": {},
+    "mergekit": {"elect": "sum", "divide": True},
+    "not divided": {"elect": "sum"},
+    "signs": {"elect": "signs", "divide": True, "undecided": -1.0},
+    "least": {"elect": "sum", "divide": True, "least": 0.4},
+    "counted": {"divide": True},
+}
+
+
+@pytest.mark.parametrize("options", ELECTIONS.values(), ids=ELECTIONS)
+@pytest.mark.parametrize("dtype", [F32, BF16, F16, F64], ids=str)
+@pytest.mark.parametrize("n", [1, 65, 1025, 20_001])
+def test_joined(n, dtype, options):
+    rows, base = make(4, n, dtype)
+    weights = np.array([0.5, 0.25, -0.75, 1.5])
+    joint = Joint(weights[None], weights[None], weights[None], np.array([1.25]), **options)
+    mask = trimmed(rows, base, n // 2 + 1)
+    out = joined(rows, mask, joint, base=base, out=poisoned(n, dtype))
+    d = differences(rows, base)
+    d = torch.where(kept_by(mask, d), d, 0.0)
+    parts = {k: v for k, v in options.items() if k != "divide"}
+    truth = reference.joined(
+        d, base, factor=weights, vote=weights, scale=1.25,
+        share=weights if options.get("divide") else None, **parts,
+    )  # fmt: skip
+    compute = torch.finfo(F64 if dtype == F64 else F32).eps
+    # a divisor may be much smaller than its terms: 0.25 is the least that these weights give
+    terms = 1.25 * (np.abs(weights)[:, None] * d.double().abs().numpy()).sum(0) / 0.25
+    bound = torch.finfo(dtype).eps * truth.abs() / 2 + 8 * compute * (
+        torch.from_numpy(terms) + base.double().abs()
+    )
+    assert ((out.double() - truth).abs() <= bound).all()
+
+
+def test_votes_that_cancel_exactly_are_undecided():
+    """Weights that are no powers of two, and differences of 1, 2 and -3 units."""
+    base = torch.zeros(70)
+    rows = [torch.full((70,), step * 2.0**-9) for step in (1, 2, -3)]
+    weights = np.full((1, 3), 0.1)
+    for undecided, expected in ((1.0, 3 * 2.0**-9), (-1.0, -3 * 2.0**-9)):
+        joint = Joint(
+            np.ones((1, 3)), weights, weights, np.ones(1), elect="sum", undecided=undecided
+        )  # fmt: skip
+        out = joined(rows, no_mask(1, 3), joint, base=base)
+        assert (out == expected).all()
+
+
+def test_draws_are_those_of_splitmix():
+    n, key = 5000, 0xDEADBEEF12345678
+    rows, base = [torch.ones(n), torch.ones(n)], torch.zeros(n)
+    mask = no_mask(1, 2)
+    mask.key[:] = [[key, key + 1]]
+    mask.chance[:] = [[0.3, 1.0]]
+    out = joined(rows[:1], mask._replace(key=mask.key[:, :1], chance=mask.chance[:, :1]).of(
+        np.array([0])), ones(1), base=base)  # fmt: skip
+    assert torch.equal(out != 0, reference.drawn(n, key, np.float32(0.3).item()))
+    both = joined(rows, mask, ones(2), base=base)
+    assert torch.equal(both, out + 1)
+
+
+def test_splitmix_gives_the_published_numbers():
+    """The first draws of seed 0, as every implementation of SplitMix64 gives them."""
+    published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    for k, number in enumerate(published):
+        exact = (number >> 40) / 2**24
+        assert not reference.drawn(3, 0, exact)[k]
+        assert reference.drawn(3, 0, exact + 2**-24)[k]
+
+
+def test_draws_keep_their_share():
+    n = 200_000
+    mask = no_mask(1, 1)
+    mask.key[0], mask.chance[0] = 12345, 0.37
+    sums = kept_sums([torch.ones(n)], mask)
+    deviation = (n * 0.37 * 0.63) ** 0.5
+    assert sums[0, 0] == n
+    assert abs(sums[0, 3] - 0.37 * n) < 5 * deviation
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F64], ids=str)
+def test_kept_sums(dtype):
+    rows, base = make(3, 33_000, dtype)
+    mask = trimmed(rows, base, 7000, drop=100)
+    d = differences(rows, base).double()
+    kept = torch.where(kept_by(mask, differences(rows, base)), d, 0.0)
+    truth = torch.stack(
+        [d.abs().sum(1), kept.abs().sum(1), kept.square().sum(1), kept.ne(0).double().sum(1)], 1
+    )
+    found = torch.from_numpy(kept_sums(rows, mask, base=base))
+    torch.testing.assert_close(found, truth, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("operation", ["counts", "sums", "joined"])
+def test_bits_depend_neither_on_threads_nor_on_the_cut(operation):
+    n = 5 * 16384 + 77
+    rows, base = make(3, n, BF16)
+    mask = trimmed(rows, base, n // 5)._replace(chance=np.full((1, 3), 0.7, np.float32))
+    pointers, origin = ops._pointers(rows), ops._pointers([base])
+    joint = ones(3, elect="sum", divide=True)
+    found = []
+    for threads, cuts in ((1, [n]), (2, [n]), (2, [16384, 4 * 16384, n]), (3, [3 * 16384, n])):
+        out = poisoned(n, BF16)
+        start, sums, counts = 0, np.zeros((1, 3, 4)), np.zeros((1, 3, 2048), np.int64)
+        for stop in cuts:
+            segment, first = np.array([[start, stop]]), np.array([start])
+            if operation == "counts":
+                cpu.digit_counts(
+                    pointers, origin, segment, np.zeros((1, 3), np.int64), 20, 11, counts,
+                    threads=threads,
+                )  # fmt: skip
+            elif operation == "sums":
+                cpu.kept_sums(pointers, origin, segment, first, mask, sums, threads=threads)
+            else:
+                cpu.joined(
+                    pointers, origin, segment, first, mask, joint, ops._pointers([out]),
+                    threads=threads,
+                )  # fmt: skip
+            start = stop
+        found.append({"counts": counts, "sums": sums, "joined": out.view(torch.int16).numpy()}[
+            operation].tobytes())  # fmt: skip
+    assert len(set(found)) == 1
+
+
+def test_nan_and_infinity_come_through():
+    rows = [torch.tensor([torch.nan, 1.0, torch.inf, 1.0]), torch.ones(4)]
+    out = joined(rows, no_mask(1, 2), ones(2, elect="sum", divide=True), base=torch.zeros(4))
+    assert out.isnan()[0] and out.isinf()[2] and out[1] == 1
+    assert trimmed(rows[:1], torch.zeros(4), 2).keep_before[0, 0] == ALL
+
+
+def test_counts_of_agreement():
+    rows = [torch.tensor([1.0, 1, 0, 0, 5]), torch.tensor([0.0, 2, 3, 0, 5])]
+    base, counts = torch.zeros(5), np.zeros((1, 2, 2), np.int64)
+    cpu.agreements(
+        ops._pointers(rows), ops._pointers([base]), np.array([[0, 5]]), np.zeros(1, int),
+        no_mask(1, 2), counts, threads=1,
+    )  # fmt: skip
+    assert counts.tolist() == [[[2, 1], [2, 1]]]
+
+
+def test_a_row_alone_has_a_factor_of_its_own():
+    rows = [torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.0, 3.0, 2.0])]
+    joint = ones(2, lone=np.array([[10.0, 100.0]]), divide=True)
+    assert joined(rows, no_mask(1, 2), joint, base=torch.zeros(3)).tolist() == [10, 2, 200]
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 1), (3, 5, 1), (2, 4, 3), (4, 1, 2), (1, 70_000, 1)])
+def test_chances_by_rank(shape):
+    n = shape[0] * shape[1] * shape[2]
+    (row,), base = make(1, n, BF16)
+    out = np.full(n, np.nan, np.float32)
+    cpu.rank_chances(
+        ops._pointers([row]), ops._pointers([base]), n, shape, 0.6, 0.2, out, threads=2
+    )
+    d = differences([row], base)[0].abs().reshape(shape)
+    rank = d.argsort(dim=1, stable=True).argsort(dim=1).double()
+    scaled = rank / (shape[1] - 1) if shape[1] > 1 else rank + 0.5
+    np.testing.assert_allclose(out, (0.4 + 0.4 * scaled).flatten().numpy(), rtol=1e-6)
+
+
+def test_variances_and_importances():
+    rows, base = make(4, 1200, F32)
+    out = np.full(1200, np.nan, np.float32)
+    cpu.variances(ops._pointers(rows), ops._pointers([base]), 1200, out, threads=2)
+    truth = differences(rows, base).double().var(0, unbiased=False)
+    np.testing.assert_allclose(out, truth.numpy(), rtol=1e-6)
+    cpu.importances(ops._pointers(rows[:1]), ops._pointers([base]), 40, 1200, out, threads=2)
+    p, q = (t.double().view(30, 40).softmax(-1) + 1e-8 for t in (rows[0], base))
+    divergence = (p * (p / q).log()).sum(-1, keepdim=True)
+    truth = (rows[0].double() - base.double()).abs().view(30, 40) * divergence
+    np.testing.assert_allclose(out, truth.flatten().numpy(), rtol=1e-5)
+
+
+def test_pulled():
+    row, base = torch.tensor([1.0, 1.5, 0.0, -3.0]), torch.tensor([1.0, 1.0, 1.0, 1.0])
+    out = poisoned(4, F32)
+    cpu.pulled(
+        ops._pointers([row]), ops._pointers([base]), np.array([[0, 2], [2, 4]]),
+        np.array([1.0, 0.5]), ops._pointers([out]), threads=1,
+    )  # fmt: skip
+    assert out.tolist() == [1.0, 1.5, 0.5, 0.5]
+
+
+def test_wrong_rows_are_refused():
+    with pytest.raises(ValueError, match=r"base: expected shape \[3\]"):
+        largest([torch.ones(3)], 1, base=torch.ones(4))
+    with pytest.raises(TypeError, match=r"out\[0\]"):
+        elementwise.joined(
+            [torch.ones(3)], no_mask(1, 1), ones(1), out=torch.ones(3, dtype=torch.int32)
+        )

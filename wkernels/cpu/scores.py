@@ -1,0 +1,243 @@
+"""What elements are ranked by, where it is not their own magnitude; and blends of two rows."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from wkernels.cpu.blocks import blocks_of
+from wkernels.cpu.elements import read, write
+from wkernels.cpu.jit import inner, kernel
+from wkernels.cpu.masks import magnitudes, subtract
+from wkernels.cpu.parallel import over_ranges
+from wkernels.cpu.pointers import Pointers
+from wkernels.cpu.selection import compute_type
+
+COLUMNS = 1024
+_SOFTENING = 1e-8
+
+
+def variances(rows: Pointers, base: Pointers, n: int, out: np.ndarray, *, threads: int) -> None:
+    """``out[k]`` (float32): the population variance over the rows of their differences."""
+    like = np.empty(0, compute_type(rows, base))
+
+    def work(start: int, stop: int) -> None:
+        _variances(*rows, *base, start, stop, like, out)
+
+    over_ranges(work, n, step=COLUMNS, threads=threads, least=1 << 16)
+
+
+@inner
+def _add_difference(values, base, mean):
+    for k in range(values.size):
+        mean[k] += np.float64(values[k] - base[k])
+
+
+@inner
+def _add_square(values, base, mean, square):
+    for k in range(values.size):
+        off = np.float64(values[k] - base[k]) - mean[k]
+        square[k] += off * off
+
+
+@kernel
+def _variances(addresses, codes, base_address, base_code, start, stop, like, out):
+    n_rows = addresses.size
+    values = np.empty(COLUMNS, like.dtype)
+    base = np.zeros(COLUMNS, like.dtype)
+    mean = np.empty(COLUMNS)
+    square = np.empty(COLUMNS)
+    for first in range(start, stop, COLUMNS):
+        n = min(COLUMNS, stop - first)
+        if base_address.size == 1:
+            read(base_code[0], base_address[0], first, base[:n], COLUMNS)
+        mean[:n] = 0
+        square[:n] = 0
+        for i in range(n_rows):
+            read(codes[i], addresses[i], first, values[:n], COLUMNS)
+            _add_difference(values[:n], base[:n], mean[:n])
+        mean[:n] /= n_rows
+        for i in range(n_rows):
+            read(codes[i], addresses[i], first, values[:n], 0)
+            _add_square(values[:n], base[:n], mean[:n], square[:n])
+        for k in range(n):
+            out[first + k] = np.float32(square[k] / n_rows)
+
+
+def rank_chances(
+    row: Pointers,
+    base: Pointers,
+    n: int,
+    shape: tuple[int, int, int],
+    density: float,
+    epsilon: float,
+    out: np.ndarray,
+    *,
+    threads: int,
+) -> None:
+    """``out[k]`` (float32): the chance of an element to be kept, by its rank in its line.
+
+    The row is seen as ``shape`` (outer, length, inner); lines run along ``length``. Ranks are those
+    of the magnitudes of ``row - base``, smallest first, equal ones in the order of their places,
+    scaled to 0 ... 1 (0.5 in lines of one element): ``density + epsilon * (2 * rank - 1)``.
+    """
+    like = np.empty(0, compute_type(row, base))
+    outer, length, depth = shape
+    assert outer * length * depth == n
+
+    def work(start: int, stop: int) -> None:
+        _rank_chances(*row, *base, length, depth, density, epsilon, start, stop, like, out)
+
+    least = max(1, (1 << 14) // max(length, 1))
+    over_ranges(work, outer * depth, step=1, threads=threads, least=least)
+
+
+@kernel
+def _rank_chances(
+    address, code, base_address, base_code, length, depth, density, epsilon, first, last, like, out
+):
+    lines = length * depth
+    values = np.empty(lines, like.dtype)
+    base = np.zeros(lines, like.dtype)
+    sizes = np.empty(lines, np.float32)
+    bits = sizes.view(np.uint32)
+    packed = np.empty(length, np.uint64)
+    spare = np.empty(length, np.uint64)
+    counts = np.empty((3, 2048), np.int64)
+    loaded = np.int64(-1)
+    for line in range(first, last):
+        outer, place = line // depth, line % depth
+        if outer != loaded:
+            read(code[0], address[0], outer * lines, values, 0)
+            if base_address.size == 1:
+                read(base_code[0], base_address[0], outer * lines, base, 0)
+            subtract(values, base)
+            magnitudes(values, sizes)
+            loaded = outer
+        _sort(bits, place, depth, packed, spare, counts)
+        for rank in range(length):
+            scaled = 2.0 * rank / (length - 1) - 1.0 if length > 1 else 0.0
+            k = np.int64(packed[rank] & np.uint64(0xFFFFFFFF))
+            out[outer * lines + k * depth + place] = np.float32(density + epsilon * scaled)
+
+
+@inner
+def _sort(bits, place, depth, packed, spare, counts):
+    """``packed``: ``(bits << 32) + index`` of a line's elements, ascending; a stable radix sort."""
+    length = packed.size
+    digit = np.uint64(2047)
+    counts[:] = 0
+    for k in range(length):
+        key = np.uint64(bits[k * depth + place])
+        packed[k] = (key << np.uint64(32)) | np.uint64(k)
+        for d in range(3):
+            counts[d, np.int64((key >> np.uint64(11 * d)) & digit)] += 1
+    for d in range(3):
+        total = 0
+        for b in range(2048):
+            count = counts[d, b]
+            counts[d, b] = total
+            total += count
+        shift = np.uint64(32 + 11 * d)
+        source, target = (packed, spare) if d != 1 else (spare, packed)
+        for k in range(length):
+            b = np.int64((source[k] >> shift) & digit)
+            target[counts[d, b]] = source[k]
+            counts[d, b] += 1
+    packed[:] = spare
+
+
+def importances(
+    row: Pointers, base: Pointers, length: int, n: int, out: np.ndarray, *, threads: int
+) -> None:
+    """``out[k]`` (float32): ``|row - base|`` times how far its line's softmax is from the base's.
+
+    Lines have ``length`` elements. ``p`` and ``q``: the softmax of the row's and of the base's
+    line, each plus 1e-8; the factor is ``sum p ln(p / q)`` over the line, in float64.
+    """
+    like = np.empty(0, compute_type(row, base))
+
+    def work(start: int, stop: int) -> None:
+        _importances(*row, *base, length, start, stop, like, out)
+
+    least = max(1, (1 << 14) // max(length, 1))
+    over_ranges(work, n // length if length else 0, step=1, threads=threads, least=least)
+
+
+@inner
+def _softmax(values, weights):
+    largest = values[0]
+    for k in range(values.size):
+        largest = max(largest, values[k])
+    total = 0.0
+    for k in range(values.size):
+        weights[k] = math.exp(np.float64(values[k]) - np.float64(largest))
+        total += weights[k]
+    for k in range(values.size):
+        weights[k] = weights[k] / total + _SOFTENING
+
+
+@kernel
+def _importances(address, code, base_address, base_code, length, first, last, like, out):
+    values = np.empty(length, like.dtype)
+    base = np.empty(length, like.dtype)
+    p = np.empty(length)
+    q = np.empty(length)
+    for line in range(first, last):
+        start = line * length
+        read(code[0], address[0], start, values, 0)
+        read(base_code[0], base_address[0], start, base, 0)
+        _softmax(values, p)
+        _softmax(base, q)
+        divergence = 0.0
+        for k in range(length):
+            divergence += p[k] * math.log(p[k] / q[k])
+        for k in range(length):
+            out[start + k] = np.float32(abs(np.float64(values[k] - base[k])) * divergence)
+
+
+def pulled(
+    row: Pointers, base: Pointers, segments: np.ndarray, reach: np.ndarray, out: Pointers, *,
+    threads: int,
+) -> int:  # fmt: skip
+    """``out = base + clip(t / max(|d|, 1e-6), 0, 1) * d`` with ``d = row - base``, ``t`` of each
+    segment in ``reach`` (float64 ``[S]``). Returns how many outputs are NaN or Inf."""
+    like = np.empty(0, compute_type(row, base))
+    blocks = blocks_of(segments)
+    tables = np.ascontiguousarray(reach, like.dtype)
+
+    def work(start: int, stop: int) -> int:
+        return _pulled(*row, *base, blocks.ranges, blocks.segments, start, stop, tables, *out, like)
+
+    return sum(over_ranges(work, len(blocks.ranges), step=1, threads=threads, least=4))
+
+
+@inner
+def _pull(values, base, reach):
+    kind = values.dtype.type
+    zero, one, least = kind(0), kind(1), kind(1e-6)
+    for k in range(values.size):
+        d = values[k] - base[k]
+        share = reach / max(abs(d), least)
+        share = min(max(share, zero), one)
+        # all of the difference is the row itself, bit for bit
+        values[k] = values[k] if share == one else base[k] + share * d
+
+
+@kernel
+def _pulled(
+    address, code, base_address, base_code, ranges, owners, first, last, reach, out_address,
+    out_code, like,
+):  # fmt: skip
+    values = np.empty(COLUMNS, like.dtype)
+    base = np.empty(COLUMNS, like.dtype)
+    bad = np.int64(0)
+    for block in range(first, last):
+        for start in range(ranges[block, 0], ranges[block, 1], COLUMNS):
+            n = min(COLUMNS, ranges[block, 1] - start)
+            read(code[0], address[0], start, values[:n], COLUMNS)
+            read(base_code[0], base_address[0], start, base[:n], COLUMNS)
+            _pull(values[:n], base[:n], reach[owners[block]])
+            bad += write(out_code[0], out_address[0], start, values[:n], False)
+    return bad

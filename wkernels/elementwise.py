@@ -1,0 +1,119 @@
+"""The public operations of merge methods that choose elements: thresholds, draws, elections.
+
+Rows, dtypes, devices and errors are those of ``wkernels.ops``; a row is one tensor, flattened.
+Which elements count is a ``masks.Mask``, and how those that count are joined a ``masks.Joint``,
+both for one segment (the whole row) here; ``wkernels.cpu`` takes many at once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from wkernels import ops
+from wkernels.masks import Joint, Mask, no_mask
+from wkernels.selection import Selection
+
+Rows = ops.Rows
+
+
+def largest(
+    x: Rows, count: int | list[int], *, base: torch.Tensor | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Thresholds of the ``count`` largest ``|x[i] - base|`` of each row: a mask's tables.
+
+    Returns ``(bits, before)``, int64 ``[1, n_models]``: an element ``k`` is among the largest if
+    the bits of its magnitude (an integer without the sign) are above ``bits``, or equal to it and
+    ``k < before``. Exactly ``count`` elements are: equal magnitudes go by their place. Put them
+    into ``Mask.keep`` and ``keep_before``, or ``drop`` and ``drop_before``.
+
+    Numerics: differences in float32 (float64 if a row is float64). Nothing is sorted: digits of
+    the bits are counted, in three reads of the rows (six in float64), and one more where a
+    threshold divides equal magnitudes.
+    """
+    rows, based = _inputs(x, base)
+    wide = ops.dtypes.compute_type(*map(ops._name, [*rows, *based])) == "float64"
+    n = rows[0].numel()
+    counts = np.broadcast_to(np.asarray(count, np.int64), (1, len(rows)))
+    found = Selection(counts, np.array([n]), wide=wide)
+    pointers, origin = _pointers(rows, based)
+    from wkernels import cpu
+
+    threads = torch.get_num_threads()
+    for shift, width in found.digits():
+        table = np.zeros((1, len(rows), 1 << width), np.int64)
+        cpu.digit_counts(
+            pointers, origin, ops._whole(n), found.prefix, shift, width, table, threads=threads
+        )
+        found.narrow(table, width)
+    bits, before = found.settle()
+    if found.left.any():
+        place = cpu.nth_equal(pointers, origin, ops._whole(n), bits, found.left, threads=threads)
+        before = np.where(place >= 0, place, before)
+    return bits, before
+
+
+def kept_sums(x: Rows, mask: Mask, *, base: torch.Tensor | None = None) -> np.ndarray:
+    """Of each row's differences: ``sum |d|``, and of those kept ``sum |d|``, ``sum d**2``, count.
+
+    Returns float64 ``[n_models, 4]``; sums in float64, in blocks of a fixed size added in order.
+    """
+    rows, based = _inputs(x, base)
+    from wkernels import cpu
+
+    n = rows[0].numel()
+    sums = np.zeros((1, len(rows), cpu.N_SUMS))
+    cpu.kept_sums(
+        *_pointers(rows, based), ops._whole(n), np.zeros(1, np.int64), mask, sums,
+        threads=torch.get_num_threads(),
+    )  # fmt: skip
+    return sums[0]
+
+
+def joined(
+    x: Rows,
+    mask: Mask,
+    joint: Joint,
+    *,
+    base: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``base + scale * sum_i factor_i d_i / shares``, over the kept differences that agree.
+
+    ``d_i = x[i] - base`` where ``mask`` keeps it, else 0; the election and the division are those
+    of ``masks.Joint``. Returns ``out`` ``[n]``, made in the type of the first 16- or 32-bit row.
+
+    Numerics: differences and sums in float32 with one fused multiply-add for each row, in order
+    (float64 if a row or the base is float64); the votes are added in float64, so that
+    sums of equal and opposite numbers are 0; one rounding at the store. NaN comes through.
+    Bytes: each row, the base and the output once.
+    """
+    rows, based = _inputs(x, base)
+    if out is None:
+        out = torch.empty(rows[0].numel(), dtype=ops._output_dtype(rows))
+    ops._rows([out], "out", like=rows, types=ops.dtypes.OUTPUTS)
+    from wkernels import cpu
+
+    n = rows[0].numel()
+    cpu.joined(
+        *_pointers(rows, based), ops._whole(n), np.zeros(1, np.int64), mask, joint,
+        ops._pointers([out]), threads=torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def _inputs(x: Rows, base: torch.Tensor | None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    rows = ops._rows(x, "x")
+    based = [] if base is None else ops._rows([base], "base", like=rows)
+    if ops._on_gpu(rows):
+        raise ValueError(
+            "x: expected rows in host memory, got rows on a GPU; move them with .cpu()"
+        )
+    return rows, based
+
+
+def _pointers(rows: list, based: list):
+    return ops._pointers(rows), ops._pointers(based)
+
+
+__all__ = ["Joint", "Mask", "joined", "kept_sums", "largest", "no_mask"]
