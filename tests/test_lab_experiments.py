@@ -138,8 +138,8 @@ def test_raw_cosines_are_those_of_the_weights(lab, found):
 
 def test_models_that_learned_nothing_are_left_out_and_named(lab):
     records = [dict(record) for record in lab.records]
-    records[4]["test"] = records[4]["validation"] = {"accuracy": 0.5}
-    records[5]["test"] = {"accuracy": 0.5}  # a shifted test split: validation is fine
+    records[4] |= {"test_accuracy": 0.5, "validation_accuracy": 0.5}
+    records[5]["test_accuracy"] = 0.5  # a shifted test split: validation is fine
     weak = dataclasses.replace(lab, records=records)
     result = clusters.run(weak)
     assert list(result["left_out"]) == [lab.gram.members[4]]

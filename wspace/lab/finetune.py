@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from wspace.lab.data import Task
+from wspace.lab.data import Task, with_train_rows
 from wspace.lab.encoders import Encoder
 from wspace.lab.records import file_hash, state_hash, versions, write_json
 from wspace.lab.settings import Settings, Training, digest
@@ -125,7 +125,9 @@ def _train_one(
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Train one model into ``folder``; ``made``: its identity and its base's."""
-    task, finetune = job.task, settings.finetune
+    finetune = settings.finetune
+    # a seed is the head's first weights and the order of the rows: all seeds have the same rows
+    task = with_train_rows(job.task, job.training.rows, settings.seed)
     drawn = settings.seed * 1000 + job.seed
     partial = folder / f".{job.name}.partial"
     partial.mkdir(parents=True, exist_ok=True)
@@ -134,7 +136,8 @@ def _train_one(
     scratch = partial / f"trainer-{made[0]}"
     result = train(
         model, encoder, task, job.training, drawn,
-        validation_rows=finetune.validation_rows, folder=scratch, progress=progress,
+        validation_rows=finetune.validation_rows, test_rows=finetune.test_rows, folder=scratch,
+        progress=progress,
     )  # fmt: skip
     for leftover in partial.glob("trainer-*"):
         shutil.rmtree(leftover)

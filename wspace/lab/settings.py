@@ -68,7 +68,8 @@ class Finetune(Training):
     seeds: int = 5
     head: Literal["linear", "mlp"] = "linear"  # mlp: dense, tanh, out, as RoBERTa's
     max_length: int = 128
-    validation_rows: int | None = None
+    validation_rows: int | None = None  # at most so many are scored
+    test_rows: int | None = None
 
 
 @dataclass(frozen=True)

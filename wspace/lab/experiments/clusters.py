@@ -119,7 +119,7 @@ def _kept(context: Context) -> tuple[list[int], dict[str, str]]:
     left_out = {}
     for i, record in enumerate(context.records):
         # a test split may be shifted from train: validation counts as well
-        reached, chance = max(record[split]["accuracy"] for split in SPLITS), record["base_rate"]
+        reached, chance = max(record[f"{split}_accuracy"] for split in SPLITS), record["base_rate"]
         if reached <= chance and not settings.keep_below_base_rate:
             left_out[context.gram.members[i]] = (
                 f"accuracy {reached:.3f} does not beat {chance:.3f}, of always the commonest label"
