@@ -76,7 +76,8 @@ def lab_context(root, *, families=FAMILIES, seeds=3, settings=None, **changes):
                           moved(best[task], 100 * number + seed, 0.05 * NOISE))  # fmt: skip
             folders.append(folder)
             records.append({"name": folder.name, "task": task, "family": family, "seed": seed,
-                            "base_rate": 0.5, "test_accuracy": 0.8, "validation_accuracy": 0.8})  # fmt: skip
+                            "base_rate": 0.5, "test_accuracy": 0.8,
+                            "validation_accuracy": 0.8})  # fmt: skip
     zoo = ws.open_zoo(folders, base=root / "base")
     resident = ws.ResidentZoo(zoo)
     named = {name: flat(tensors) for name, tensors in best.items()}

@@ -89,9 +89,7 @@ def train(
     model.zero_grad(set_to_none=True)
     scores = {
         "validation": score(model, encoder, held),
-        "test": score(
-            model, encoder, encoder.encode(_some(task.test, test_rows), task.max_length)
-        ),
+        "test": score(model, encoder, encoder.encode(_some(task.test, test_rows), task.max_length)),
     }
     losses = [
         [entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry
