@@ -13,7 +13,9 @@ from wspace.sizes import format_bytes
 from wspace.zoo import short_names
 
 if TYPE_CHECKING:
-    from wspace.recipes import Cost, Plan, Problems
+    from collections.abc import Iterator
+
+    from wspace.recipes import Cost, Output, Outputs, Plan, Problems
 
 SUMMARY = "what a recipe will do, from headers alone: numbers, bytes, memory, problems"
 DESCRIPTION = """\
@@ -49,57 +51,64 @@ def is_recipe(path: str) -> bool:
     return path.endswith((".yml", ".yaml"))
 
 
-def plan_of(options: argparse.Namespace, path: str) -> Plan:
-    """The plan of a recipe; tells its warnings, and its errors, one a line."""
-    from wspace.recipes import Problems, RecipeError, read_plan
+def outputs_of(options: argparse.Namespace, path: str) -> Outputs:
+    """What a recipe's file makes; tells its warnings, and its errors, one a line."""
+    from wspace.recipes import Problems, RecipeError, read_outputs
 
     problems = Problems(path, strict=options.strict)
     try:
-        plan = read_plan(path, problems, include=options.include, exclude=options.exclude)
+        outputs = read_outputs(path, problems, include=options.include, exclude=options.exclude)
     except RecipeError as error:
         _tell(options, problems)
         for line in error.problems[:-1]:
             print(f"error: {line}", file=sys.stderr)
         raise RecipeError(error.problems[-1:]) from None
     _tell(options, problems)
-    return plan
+    return outputs
 
 
 def run(options: argparse.Namespace) -> None:
     if options.format == "json":
         _run_json(options)
         return
-    from wspace.recipes import cost
-
-    plan = plan_of(options, options.recipe)
-    total = cost(plan, device=options.device, memory=options.memory)
-    columns, rows = _table(plan)
-    show(columns, rows, options.format)
-    lines = [
-        f"{len(plan.tensors)} tensors from {len(plan.checkpoints)} models; left out: "
-        f"{len(plan.left_out)}",
-        f"read {format_bytes(total.read_bytes)}, write {format_bytes(total.write_bytes)}, memory "
-        f"{format_bytes(total.memory_bytes)} of --memory {options.memory}",
-        f"config and tokenizer from {plan.references[plan.donor]}",
-    ]
-    for line in lines:
+    outputs = outputs_of(options, options.recipe)
+    total = outputs.cost(device=options.device, memory=options.memory)
+    show(*_tables(outputs), options.format)
+    for line in _summary(outputs, total, options.memory):
         if options.format == "table":
             print(line)
         else:
             note(options, line)
 
 
+def _summary(outputs: Outputs, total: Cost, memory: str) -> Iterator[str]:
+    for output in outputs:
+        plan = output.plan
+        yield (
+            f"{output.name}{': ' if output.name else ''}{len(plan.tensors)} tensors from "
+            f"{len(plan.checkpoints)} models; left out: {len(plan.left_out)}; config and tokenizer "
+            f"from {plan.references[plan.donor]}"
+        )
+    yield (
+        f"read {format_bytes(total.read_bytes)}, write {format_bytes(total.write_bytes)}, memory "
+        f"{format_bytes(total.memory_bytes)} of --memory {memory}"
+    )
+
+
 def _run_json(options: argparse.Namespace) -> None:
-    from wspace.recipes import Problems, RecipeError, cost, read_plan
+    from wspace.recipes import Problems, RecipeError, read_outputs
 
     problems = Problems(options.recipe, strict=options.strict)
+    patterns = {"include": options.include, "exclude": options.exclude}
     try:
-        plan = read_plan(options.recipe, problems, include=options.include, exclude=options.exclude)
-        total = cost(plan, device=options.device, memory=options.memory)
+        outputs = read_outputs(options.recipe, problems, **patterns)
+        total = outputs.cost(device=options.device, memory=options.memory)
     except RecipeError as error:
         print(json.dumps(_found(problems, error.problems), indent=1, ensure_ascii=False))
         raise RecipeError(error.problems[-1:]) from None
-    print(json.dumps(_found(problems, ()) | _content(plan, total), indent=1, ensure_ascii=False))
+    content = _found(problems, ()) | total._asdict()
+    content["outputs"] = [_content(output) for output in outputs]
+    print(json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def _found(problems: Problems, errors) -> dict[str, Any]:
@@ -113,18 +122,34 @@ def _tell(options: argparse.Namespace, problems: Problems) -> None:
         note(options, f"note: {line}")
 
 
-def _content(plan: Plan, total: Cost) -> dict[str, Any]:
+def _content(output: Output) -> dict[str, Any]:
+    plan = output.plan
     columns, rows = _table(plan)
     return {
+        "name": output.name,
+        "reads_outputs": list(output.reads),
         "method": plan.recipe.method,
         "models": [str(reference) for reference in plan.references],
         "donor": str(plan.references[plan.donor]),
-        **total._asdict(),
         "left_out": plan.left_out,
         "tensors": [
             {k: v for k, v in zip(columns, row, strict=True) if v is not None} for row in rows
         ],
     }
+
+
+def _tables(outputs: Outputs) -> tuple[list[str], list[list[Any]]]:
+    """The tables of all outputs as one."""
+    tables = [(output.name, *_table(output.plan)) for output in outputs]
+    if len(tables) == 1:
+        return tables[0][1:]
+    columns = list(dict.fromkeys(name for _, names, _ in tables for name in names))
+    rows = []
+    for output, names, table in tables:
+        for row in table:
+            values = dict(zip(names, row, strict=True))
+            rows.append([output, *(values.get(name) for name in columns)])
+    return ["output", *columns], rows
 
 
 def _table(plan: Plan) -> tuple[list[str], list[list[Any]]]:

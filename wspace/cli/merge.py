@@ -6,9 +6,9 @@ import argparse
 import sys
 import time
 
-from wspace.cli.check import add_strict, is_recipe, plan_of
+from wspace.cli.check import add_strict, is_recipe, outputs_of
 from wspace.cli.options import add_work, add_zoo, note, note_zoo, progress_bar, zoo_of
-from wspace.errors import OutputError, WeightsError, WspaceError
+from wspace.errors import WeightsError, WspaceError
 from wspace.sizes import format_bytes
 
 SUMMARY = "mixes of models, written as checkpoints, from one read"
@@ -17,7 +17,8 @@ Writes base + sum of weight * (model - base); without --base the weights must su
 it writes sum of weight * model. Several mixes in one read: repeat --weights and -o.
 The output has the dtype of the base (or of the first model), the first model's config and
 tokenizer files if there is no base, Hub-named shards, and a record of how it was made.
-Given one MODEL that ends in .yml or .yaml, it runs that mergekit recipe."""
+Given one MODEL that ends in .yml or .yaml, it runs that mergekit recipe; one with sweeps or
+several documents makes several outputs, below OUT, or where {} in OUT is each one's name."""
 EXAMPLE = "wspace merge runs/* --weights 0.6,0.4 -o mixed"
 
 
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "-o", "--output", action="append", required=True, metavar="OUT",
-        help="a new folder; one for each mix, --uniform first",
+        help="a new folder; one for each mix, --uniform first; one for a recipe",
     )  # fmt: skip
     parser.add_argument("--dtype", help="float32, float16, bfloat16 or float64")
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
@@ -72,26 +73,26 @@ def run(options: argparse.Namespace) -> None:
 def _run_recipe(options: argparse.Namespace) -> None:
     if len(options.models) > 1:
         raise WspaceError(f"{len(options.models)} arguments: give a recipe, or models, not both")
-    if len(options.output) > 1:
-        raise OutputError(f"{len(options.output)} outputs: a recipe has one")
     said_there = {"--uniform": options.uniform, "--weights": options.weights,
                   "--base": options.base, "--dtype": options.dtype}  # fmt: skip
     for name, given in said_there.items():
         if given:
             raise WspaceError(f"{name} does not go with a recipe, which says it itself")
-    from wspace.recipes import merge_recipe
+    from wspace.recipes import merge_outputs, places_of
 
     started = time.perf_counter()
-    plan = plan_of(options, options.models[0])
+    outputs = outputs_of(options, options.models[0])
+    places = places_of(outputs, options.output)
     with progress_bar(options, "merge") as progress:
-        out = merge_recipe(
-            plan, options.output[0], max_shard_size=options.max_shard_size, device=options.device,
+        merge_outputs(
+            outputs, places, max_shard_size=options.max_shard_size, device=options.device,
             memory=options.memory, allow_non_finite=options.allow_non_finite, progress=progress,
         )  # fmt: skip
     seconds = time.perf_counter() - started
-    read = format_bytes(sum(checkpoint.nbytes for checkpoint in plan.checkpoints))
-    note(options, f"merged {len(plan.checkpoints)} models ({read}) in {seconds:.1f} s")
-    print(out)
+    read = format_bytes(outputs.cost(device=options.device, memory=options.memory).read_bytes)
+    note(options, f"made {len(outputs)} of {read} in {seconds:.1f} s")
+    for place in places:
+        print(place)
 
 
 def _row(text: str, n: int) -> list[float]:

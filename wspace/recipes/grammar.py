@@ -15,7 +15,7 @@ Parameters = Mapping[str, Setting]
 
 TOP = (
     "merge_method", "models", "slices", "modules", "base_model", "dtype", "out_dtype",
-    "parameters", "tokenizer_source", "tokenizer", "chat_template",
+    "parameters", "tokenizer_source", "tokenizer", "chat_template", "name",
 )  # fmt: skip
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
@@ -54,6 +54,8 @@ class Module:
 @dataclass(frozen=True)
 class Recipe:
     text: str
+    name: str | None  # by which other recipes of the file mean its output
+    line: int
     method: str
     method_line: int
     modules: tuple[Module, ...]
@@ -92,7 +94,9 @@ class _Parser:
         self._refuse_tokenizers(top)
         modules = self._modules(top, root.line)
         return Recipe(
-            text=self._text,
+            text=self._text.lstrip("\n"),
+            name=self._name(top.get("name")),
+            line=root.line,
             method=str(method.value),
             method_line=method.line,
             modules=modules,
@@ -103,6 +107,15 @@ class _Parser:
             parameters=self._parameters(top),
             complete=bool(modules) and self._complete,
         )
+
+    def _name(self, node: Node | None) -> str | None:
+        if node is None:
+            return None
+        parts = str(node.value).split("/")
+        if any(part in ("", ".", "..") for part in parts) or "\0" in str(node.value):
+            self._problems.error(node.line, f"name {node.value!r}: expected a folder's name")
+            return None
+        return str(node.value)
 
     def _block(self, node: Node, known: Sequence[str], what: str) -> dict[Any, Node]:
         """The keys of a mapping that mean something and have a value; says which do not."""

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from wspace.errors import WspaceError
 from wspace.recipes.assembly import Assembly
 from wspace.recipes.configs import Restacked, read_config, restack
-from wspace.recipes.grammar import Recipe, parse_recipe
+from wspace.recipes.grammar import Recipe
 from wspace.recipes.methods import METHODS, NOT_YET, Method
-from wspace.recipes.problems import Problems, RecipeError, nearest
-from wspace.recipes.references import ModelReference, open_reference
+from wspace.recipes.problems import Problems, nearest
+from wspace.recipes.references import ModelReference, Models
 from wspace.recipes.scopes import Scope, check_parameters, scope_of
 from wspace.recipes.tensors import TensorPlan, Tensors
 from wspace.storage.checkpoints import Checkpoint
@@ -46,34 +45,22 @@ class Plan:
         return KERNEL_NAMES[max(elements, key=elements.__getitem__)] if elements else None
 
 
-def read_plan(
-    path: str | Path,
+def plan_recipe(
+    recipe: Recipe,
     problems: Problems,
-    *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-) -> Plan:
-    """The plan of a recipe's file: see :func:`plan_recipe`."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise RecipeError([f"{path}: cannot be read: {error.strerror}"]) from error
-    except UnicodeDecodeError:
-        raise RecipeError([f"{path}: not a text in UTF-8"]) from None
-    return plan_recipe(parse_recipe(text, problems), problems, include, exclude)
-
-
-def plan_recipe(
-    recipe: Recipe, problems: Problems, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    models: Models | None = None,
 ) -> Plan:
     """Open the models, headers only, and plan every tensor; raises RecipeError with all problems.
 
     ``include`` / ``exclude``: patterns of output names; what they leave out is not written.
+    ``models`` opens them.
     """
     method = _method(recipe, problems)
     if method:
         check_parameters(recipe, method, problems)
-    models = _open(recipe, problems)
+    opened = _open(recipe, models or Models(), problems)
     if method is None or not recipe.complete:
         problems.raise_errors()
     assert method is not None
@@ -81,10 +68,10 @@ def plan_recipe(
     for module in recipe.modules:
         found = [scope_of(recipe, module, part, method, problems) for part in module.slices]
         scopes.append([scope for scope in found if scope])
-        if len(scopes[-1]) < len(found) or len(models) < len(_lines(recipe)):
+        if len(scopes[-1]) < len(found) or len(opened) < len(models_of(recipe)):
             problems.raise_errors()
-    donor = list(models).index(recipe.base or scopes[0][0].slice.sources[0].model)
-    collected = Tensors(recipe, method, models, donor, problems, include, exclude)
+    donor = list(opened).index(recipe.base or scopes[0][0].slice.sources[0].model)
+    collected = Tensors(recipe, method, opened, donor, problems, include, exclude)
     assembly = Assembly(collected, recipe.modules, problems)
     for module, of_module in zip(recipe.modules, scopes, strict=True):
         assembly.add_module(module, of_module)
@@ -102,7 +89,7 @@ def plan_recipe(
         )
     config = _config(collected, assembly.restacked, problems)
     return Plan(
-        recipe, method, tuple(models), tuple(models.values()), donor, tensors,
+        recipe, method, tuple(opened), tuple(opened.values()), donor, tensors,
         collected.left_out, config,
     )  # fmt: skip
 
@@ -121,7 +108,7 @@ def _method(recipe: Recipe, problems: Problems) -> Method | None:
     return method
 
 
-def _lines(recipe: Recipe) -> dict[ModelReference, int]:
+def models_of(recipe: Recipe) -> dict[ModelReference, int]:
     """Every model once, in the order in which the recipe lists them, and where it does."""
     lines: dict[ModelReference, int] = {}
     for part in (part for module in recipe.modules for part in module.slices):
@@ -134,16 +121,14 @@ def _lines(recipe: Recipe) -> dict[ModelReference, int]:
     return lines
 
 
-def _open(recipe: Recipe, problems: Problems) -> dict[ModelReference, Checkpoint]:
-    models = {}
-    for reference, line in _lines(recipe).items():
+def _open(recipe: Recipe, models: Models, problems: Problems) -> dict[ModelReference, Checkpoint]:
+    opened = {}
+    for reference, line in models_of(recipe).items():
         try:
-            checkpoint = open_reference(reference)
+            opened[reference] = models.open(reference)
         except WspaceError as error:
             problems.error(line, str(error))
-            continue
-        models[reference] = checkpoint
-    return models
+    return opened
 
 
 def _note_dtypes(recipe: Recipe, tensors: Sequence[TensorPlan], problems: Problems) -> None:

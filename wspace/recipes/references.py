@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -85,12 +86,26 @@ def _path(text: str, line: int, problems: Problems) -> ModelReference | None:
     return ModelReference(path, revisions[0] if revisions else None)
 
 
-def open_reference(reference: ModelReference) -> Checkpoint:
-    """The checkpoint, from headers alone. Raises CheckpointError."""
-    base = open_model(_located(replace(reference, adapter=None)))
-    if reference.adapter is None:
-        return base
-    return adapted(base, open_adapter(_located(reference.adapter)))
+class Models:
+    """Opens models, each once. ``outputs``: those of other recipes of the file, by their names."""
+
+    def __init__(self, outputs: Mapping[str, Checkpoint] | None = None) -> None:
+        self._outputs = {} if outputs is None else outputs
+        self._opened: dict[ModelReference, Checkpoint] = {}
+
+    def open(self, reference: ModelReference) -> Checkpoint:
+        """The checkpoint, from headers alone. Raises CheckpointError."""
+        if reference not in self._opened:
+            self._opened[reference] = self._open(reference)
+        return self._opened[reference]
+
+    def _open(self, reference: ModelReference) -> Checkpoint:
+        if reference.adapter is not None:
+            base = self.open(replace(reference, adapter=None))
+            return adapted(base, open_adapter(_located(reference.adapter)))
+        if reference.path in self._outputs and not reference.revision:
+            return self._outputs[reference.path]
+        return open_model(_located(reference))
 
 
 def _located(reference: ModelReference) -> Path:

@@ -81,7 +81,7 @@ def merge_recipes(
                 factors = _factors(plans, part, batch, passes)
                 passes.write(part, batch, factors, writers)
         for plan, record, writer in zip(plans, records, writers, strict=True):
-            with _donor(plan) as donor:
+            with donor_of(plan) as donor:
                 writer.publish(donor, record, plan.dtype)
     finally:
         pool.shutdown(cancel_futures=True)
@@ -212,7 +212,7 @@ def _from_gram(plan: Plan, made: Sequence[TensorPlan], gram: np.ndarray, allow: 
 
 
 @contextmanager
-def _donor(plan: Plan) -> Iterator[Checkpoint]:
+def donor_of(plan: Plan) -> Iterator[Checkpoint]:
     """Where the config and tokenizer are to be copied from: edited, if they had to be."""
     donor = plan.checkpoints[plan.donor]
     if plan.config is None:

@@ -72,7 +72,7 @@ def parse_setting(node: Node, name: str, problems: Problems) -> Setting | None:
 def _condition(node: Node, name: str, problems: Problems) -> Condition | None:
     content: dict[Any, Node] = node.value
     if "sweep" in content:
-        problems.error(node.line, f"{name}: sweep: several outputs at once are not there yet")
+        problems.error(node.line, f"{name}: expected {{sweep: [value, value, ...]}} and no more")
         return None
     for key in content:
         if key not in ("value", "filter"):

@@ -37,9 +37,8 @@ def read_yaml(text: str, file: str) -> Node:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         reason = " ".join(str(error.problem or error.context).split())
-        if "expected a single document" in str(error):
-            reason = "several recipes in one file are not there yet; give them one by one"
-        raise RecipeError([f"{file}:{mark.line + 1 if mark else 1}: {reason}"]) from None
+        place = f"{mark.line + 1}:{mark.column + 1}" if mark else "1"
+        raise RecipeError([f"{file}:{place}: not YAML: {reason}"]) from None
     except (yaml.YAMLError, ValueError) as error:
         raise RecipeError([f"{file}: not YAML: {' '.join(str(error).split())}"]) from None
     except RecursionError:
