@@ -139,8 +139,12 @@ class ResidentZoo:
                         target.copy_(values[piece.at : piece.at + n])
 
     def mix(self, weights: Any, *, dtype: str | None = None) -> list[dict[str, torch.Tensor]]:
-        """A state dict for each row of weights ``[n_mixes, n]``, as :func:`wspace.merge` has it."""
+        """A state dict for each row of weights ``[n_mixes, n]``, as :func:`wspace.merge` has it.
+
+        Models without a weight are not read: a line costs its two models, whatever the zoo.
+        """
         table = check_weights(weights, len(self.zoo), has_base=self.zoo.base is not None)
+        used = np.flatnonzero(table.any(axis=0)).tolist() or [0]
         states: list[dict[str, torch.Tensor]] = [{} for _ in table]
         for rows, places in zip(self.rows, self._places, strict=True):
             code = output_dtype(self.zoo, self.zoo.tensors[places[0][0]], dtype)
@@ -148,7 +152,8 @@ class ResidentZoo:
                 (len(table), rows[0].numel()), dtype=_torch_type(code), device=self.device
             )
             base = rows[-1] if self.zoo.base else None
-            ops.weighted_sum(rows[: len(self.zoo)], torch.from_numpy(table), base=base, out=flat)
+            chosen = torch.from_numpy(table[:, used].copy())
+            ops.weighted_sum([rows[i] for i in used], chosen, base=base, out=flat)
             for index, start in places:
                 tensor = self.zoo.tensors[index]
                 for state, values in zip(states, flat, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,16 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from wspace.errors import WspaceError
 from wspace.lab.settings import Settings, TaskSource, digest
+from wspace.lab.tables import SPLITS, DataError, read_description, read_hub, read_split
 
 BUNDLE = Path(__file__).parent / "bundle"
-SPLITS = ("train", "validation", "test")
-SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
-
-
-class DataError(WspaceError):
-    """Data that are not there, or that no classifier can be trained on."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +79,14 @@ def load_task(source: TaskSource, settings: Settings) -> Task:
     lacks, and a Hub that cannot be reached.
     """
     if source.hub is not None:
-        tables, names, family, place = *_from_hub(source), None, source.hub
+        tables, names, family, place = *read_hub(source), None, source.hub
     else:
         folder = _folder(source, settings)
-        described = _described(folder)
-        tables = {split: _read_split(folder, source, split) for split in SPLITS}
+        described = read_description(folder)
+        tables = {split: read_split(folder, source, split) for split in SPLITS}
         names, family, place = described.get("labels"), described.get("family"), str(folder)
     rows = {split: _rows(tables[split], source, f"{place}: {split}") for split in SPLITS}
-    labels = _label_names(rows, names, place)
+    labels = _label_names(rows, source.labels or names, place)
     seen = set(rows["train"].labels)
     for split in SPLITS:
         for label in rows[split].labels:
@@ -140,6 +134,19 @@ def subset(rows: Rows, n: int | None, seed: int) -> Rows:
     return rows.take(sorted(np.concatenate(chosen).tolist()))
 
 
+def scored_rows(rows: Rows, n: int | None) -> Rows:
+    """The rows that a probe or a score is taken of: at most ``n``, yet one of each class."""
+    return subset(rows, None if n is None else max(n, len(set(rows.labels))), seed=0)
+
+
+def with_scored_rows(task: Task, validation: int | None, test: int | None) -> Task:
+    return replace(
+        task,
+        validation=scored_rows(task.validation, validation),
+        test=scored_rows(task.test, test),
+    )
+
+
 def with_train_rows(task: Task, n: int | None, seed: int) -> Task:
     return replace(task, train=subset(task.train, n, seed))
 
@@ -162,85 +169,12 @@ def _folder(source: TaskSource, settings: Settings) -> Path:
     return folder
 
 
-def _described(folder: Path) -> dict[str, Any]:
-    path = folder / "dataset.json"
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON: {error}") from None
-    return found if isinstance(found, dict) else {}
-
-
-def _read_split(folder: Path, source: TaskSource, split: str) -> Mapping[str, Sequence[Any]]:
-    stem = source.splits.get(split, split)
-    files = [folder / f"{stem}{suffix}" for suffix in SUFFIXES]
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
-        raise DataError(f"{folder}: no {stem} split; expected one of {', '.join(SUFFIXES)}")
-    if ".jsonl" in file.suffixes:
-        return _jsonl(file)
-    import pyarrow.csv
-    import pyarrow.parquet
-
-    try:
-        if file.suffix == ".parquet":
-            return pyarrow.parquet.read_table(file).to_pydict()
-        lines = pyarrow.csv.ParseOptions(newlines_in_values=True)
-        return pyarrow.csv.read_csv(file, parse_options=lines).to_pydict()
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read: {_first_line(error)}") from None
-
-
-def _jsonl(file: Path) -> dict[str, list[Any]]:
-    import gzip
-
-    opened = gzip.open if file.suffix == ".gz" else open
-    columns: dict[str, list[Any]] = {}
-    with opened(file, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{file}, line {number}: not JSON: {error}") from None
-            if not isinstance(row, dict) or (columns and row.keys() != columns.keys()):
-                expected = ", ".join(columns) or "an object"
-                raise DataError(f"{file}, line {number}: expected {expected}, got {line[:60]!r}")
-            for key, value in row.items():
-                columns.setdefault(key, []).append(value)
-    return columns
-
-
-def _from_hub(source: TaskSource) -> tuple[dict[str, Mapping[str, Sequence[Any]]], Any]:
-    from datasets import ClassLabel, load_dataset
-
-    tables, names = {}, None
-    try:
-        for split in SPLITS:
-            table = load_dataset(
-                str(source.hub), source.subset, split=source.splits.get(split, split),
-                revision=source.revision,
-            )  # fmt: skip
-            for column, value in source.where.items():
-                table = table.filter(lambda row, c=column, v=value: row[c] == v)
-            kind = table.features.get(source.label)
-            names = kind.names if isinstance(kind, ClassLabel) else names
-            tables[split] = {name: table[name] for name in table.column_names}
-    except Exception as error:  # the Hub's client and its HTTP library raise many kinds
-        raise DataError(
-            f"{source.hub}: the Hub gave no such data set: {_first_line(error)}; without a "
-            f"network, put train, validation and test files into a folder and name it as path: "
-            f"of the task {source.name!r}"
-        ) from None
-    return tables, names
-
-
 def _rows(table: Mapping[str, Sequence[Any]], source: TaskSource, place: str) -> Rows:
-    paired = source.text_pair if source.text_pair in table else None
-    if source.text_pair not in (None, "text_pair") and paired is None:
-        raise DataError(_no_column(place, str(source.text_pair), table))
-    for column in (source.text, source.label):
+    # the default name of a second text is used where it is there; another has to be
+    optional = source.text_pair == "text_pair" and source.text_pair not in table
+    asked = [source.text, *([source.text_pair] if source.text_pair and not optional else [])]
+    columns = [_columns_of(text) for text in asked]
+    for column in (*(name for names in columns for name in names), source.label):
         if column not in table:
             raise DataError(_no_column(place, column, table))
     keep = [
@@ -250,18 +184,38 @@ def _rows(table: Mapping[str, Sequence[Any]], source: TaskSource, place: str) ->
     ]
     if not keep:
         raise DataError(f"{place}: no rows")
-    labels = [table[source.label][i] for i in keep]
-    for label in labels:
-        if isinstance(label, bool) or not isinstance(label, int) or label < 0:
+    labels = [_label(table[source.label][i], source, place) for i in keep]
+    texts = []
+    for pattern, names in zip(asked, columns, strict=True):
+        values = [[table[name][i] for i in keep] for name in names]
+        if pattern in table and any(not isinstance(text, str) for text in values[0]):
+            raise DataError(f"{place}: expected texts in {pattern}, found other values")
+        if pattern not in table:
+            rows = zip(*values, strict=True)
+            values = [[pattern.format_map(dict(zip(names, row, strict=True))) for row in rows]]
+        texts.append(values[0])
+    return Rows(tuple(texts[0]), tuple(texts[1]) if len(texts) > 1 else None, tuple(labels))
+
+
+def _columns_of(text: str) -> list[str]:
+    """The columns of a setting: its name, or those in braces."""
+    names = [name for _, name, _, _ in string.Formatter().parse(text) if name]
+    return names or [text]
+
+
+def _label(value: Any, source: TaskSource, place: str) -> int:
+    if source.labels:
+        if str(value) not in source.labels:
             raise DataError(
-                f"{place}: expected labels that are whole numbers from 0 in the column "
-                f"{source.label!r}, found {label!r}"
+                f"{place} has the label {value!r}; expected one of {', '.join(source.labels)}"
             )
-    columns = [source.text, *([paired] if paired else [])]
-    texts = [[table[column][i] for i in keep] for column in columns]
-    if any(not isinstance(text, str) for column in texts for text in column):
-        raise DataError(f"{place}: expected texts in {' and '.join(columns)}, found other values")
-    return Rows(tuple(texts[0]), tuple(texts[1]) if paired else None, tuple(labels))
+        return source.labels.index(str(value))
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise DataError(
+            f"{place}: expected labels that are whole numbers from 0 in the column "
+            f"{source.label!r}, found {value!r}; texts are named by labels: of the task"
+        )
+    return value
 
 
 def _no_column(place: str, column: str, table: Mapping[str, Any]) -> str:
@@ -274,7 +228,3 @@ def _label_names(rows: Mapping[str, Rows], names: Any, place: str) -> tuple[str,
     if len(set(rows["train"].labels)) < 2:
         raise DataError(f"{place}: train has rows of one class alone; expected at least two")
     return tuple(str(k) for k in range(max(rows["train"].labels) + 1))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

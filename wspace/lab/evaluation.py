@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from wspace.errors import WspaceError
-from wspace.lab.data import Rows, Task, subset
+from wspace.lab.data import Task, scored_rows
 from wspace.lab.encoders import Encoded, Encoder
 from wspace.lab.points import Point, apply_into
 from wspace.lab.probe import ProbeResult, fit_probe
@@ -103,7 +103,7 @@ class Evaluator:
             task, probe = self.tasks[name], self.settings
             parts = [(task.train, probe.train_rows), (task.test, probe.test_rows)]
             train, test = (
-                self.encoder.encode(_drawn(rows, n), task.max_length) for rows, n in parts
+                self.encoder.encode(scored_rows(rows, n), task.max_length) for rows, n in parts
             )
             self._rows[name] = train, test, digest([train.hash, test.hash])
         return self._rows[name]
@@ -134,8 +134,3 @@ class Evaluator:
         now = time.perf_counter()
         self.seconds[what] += now - started
         return now
-
-
-def _drawn(rows: Rows, n: int | None) -> Rows:
-    """The rows of a probe; with fewer rows asked for than classes, one row of each class."""
-    return subset(rows, None if n is None else max(n, len(set(rows.labels))), seed=0)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from wspace.lab.data import Task, with_train_rows
+from wspace.lab.data import Task, with_scored_rows, with_train_rows
 from wspace.lab.encoders import Encoder
 from wspace.lab.records import file_hash, state_hash, versions, write_json
 from wspace.lab.settings import Settings, Training, digest
@@ -128,17 +128,14 @@ def _train_one(
     finetune = settings.finetune
     # a seed is the head's first weights and the order of the rows: all seeds have the same rows
     task = with_train_rows(job.task, job.training.rows, settings.seed)
+    task = with_scored_rows(task, finetune.validation_rows, finetune.test_rows)
     drawn = settings.seed * 1000 + job.seed
     partial = folder / f".{job.name}.partial"
     partial.mkdir(parents=True, exist_ok=True)
     model = encoder.fresh(drawn, len(task.labels), head=finetune.head, dropout=job.training.dropout)
     # of the same identity: checkpoints of other settings are not gone on from
     scratch = partial / f"trainer-{made[0]}"
-    result = train(
-        model, encoder, task, job.training, drawn,
-        validation_rows=finetune.validation_rows, test_rows=finetune.test_rows, folder=scratch,
-        progress=progress,
-    )  # fmt: skip
+    result = train(model, encoder, task, job.training, drawn, folder=scratch, progress=progress)
     for leftover in partial.glob("trainer-*"):
         shutil.rmtree(leftover)
     done = result.status == "done"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,6 @@ class Lab:
     device: str = "auto"
     progress: Progress | None = None
     note: Callable[[str], None] = lambda line: None
-    timings: dict[str, float] = field(default_factory=dict)
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
@@ -140,6 +139,16 @@ class Lab:
             self.encoder, self.resident, self.tasks, self.settings.probe,
             self.folder / "cache" / "losses.jsonl", self.progress, identities=self.identities,
         )  # fmt: skip
+
+    def evaluation_seconds(self) -> dict[str, float]:
+        """Seconds of mixing, of features and of probes since this was last asked for."""
+        if "evaluator" not in self.__dict__:
+            return {}
+        seconds, passes = self.evaluator.seconds, self.evaluator.forward_passes
+        found = {**seconds, "forward_passes": passes} if passes else {}
+        self.evaluator.seconds = dict.fromkeys(seconds, 0.0)
+        self.evaluator.forward_passes = 0
+        return found
 
     def context(self, *, evaluates: bool) -> Context:
         return Context(

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from wspace.grams import Gram
-from wspace.lab.data import subset
+from wspace.lab.data import Task, subset, with_scored_rows
 from wspace.lab.experiments import edges, efficient, lines, regions, sizes
 from wspace.lab.experiments.context import Context
 from wspace.lab.finetune import Job, read_record, zoo_jobs
@@ -99,7 +99,7 @@ def estimate(
         elif stage == "efficient":
             runs, _ = efficient.planned(_context(lab, None))
             seconds = sum(
-                cost.training(run.task.name, replace(run.training, rows=run.rows), bitfit=True)
+                cost.training(run.task, replace(run.training, rows=run.rows), bitfit=True)
                 for run in runs
             )
             _add(plan, stage, f"{len(runs)} BitFit trainings", seconds)
@@ -162,11 +162,13 @@ class _Cost:
         self.product = (time.perf_counter() - started) / 5 / (1000 * 20)
 
     def jobs(self, jobs: Sequence[Job]) -> float:
-        return sum(self.training(job.task.name, job.training) for job in jobs)
+        finetune = self.lab.settings.finetune
+        rows = finetune.validation_rows, finetune.test_rows
+        return sum(self.training(with_scored_rows(job.task, *rows), job.training) for job in jobs)
 
-    def training(self, name: str, training: Training, *, bitfit: bool = False) -> float:
+    def training(self, task: Task, training: Training, *, bitfit: bool = False) -> float:
         """One training and its scoring, if nothing stops it early."""
-        task = self.lab.tasks[name]
+        name = task.name
         steps = planned_steps(task, training)
         scored = len(task.validation) + len(task.test)
         if training.patience is not None:

@@ -29,9 +29,11 @@ class TaskSource:
     hub: str | None = None  # id of a Hub data set; ``subset`` and ``revision`` go with it
     subset: str | None = None
     revision: str | None = None
-    text: str = "text"  # columns
+    # columns; "{question} {answer}" joins some
+    text: str = "text"
     text_pair: str | None = "text_pair"  # used where the data have it
     label: str = "label"
+    labels: tuple[str, ...] = ()  # what the column says, in order; default: numbers from 0
     # where a split is named otherwise
     splits: Mapping[str, str] = field(default_factory=dict)
     max_length: int | None = None  # default: finetune.max_length
@@ -165,6 +167,7 @@ class EfficientSettings:
     source_seeds: int | None = None  # models of a set in a centroid; default all
     paper: PaperRegime | None = PaperRegime()
     tuned: TunedRegime | None = TunedRegime()
+    validation_rows: int | None = None  # at most so many are scored
     test_rows: int | None = None
 
 

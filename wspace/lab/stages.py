@@ -62,7 +62,10 @@ def run_experiment(
         started = time.perf_counter()
         found = _run(lab, stage)
         seconds = time.perf_counter() - started
-        content = {"hash": stage_hash(settings, stage), "seconds": seconds, "result": found}
+        content = {
+            "hash": stage_hash(settings, stage), "seconds": seconds,
+            "evaluation": lab.evaluation_seconds(), "result": found,
+        }  # fmt: skip
         write_json(folder / f"{stage}.json", content)
         note(f"{stage}: {seconds:.0f} s")
     results = gather(lab)
@@ -142,6 +145,12 @@ def gather(lab: Lab) -> dict[str, Any]:
         "zoo": found.pop("finetune", []),
         **found,
         "timings": {name: stage["seconds"] for name, stage in stages.items() if stage},
+        # of a stage's seconds: mixing weights, forward passes, fitting heads
+        "evaluation": {
+            name: stage["evaluation"]
+            for name, stage in stages.items()
+            if stage and stage["evaluation"]
+        },
     }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from wspace.errors import WspaceError
-from wspace.lab.data import Rows, Task, subset, with_train_rows
+from wspace.lab.data import Task, with_train_rows
 from wspace.lab.encoders import Classifier, Encoded, Encoder
 from wspace.lab.settings import Training
 
@@ -44,8 +44,6 @@ def train(
     training: Training,
     seed: int,
     *,
-    validation_rows: int | None = None,
-    test_rows: int | None = None,
     folder: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Trained:
@@ -53,8 +51,7 @@ def train(
 
     ``bitfit`` trains the encoder's biases and the head alone. Stops early by validation accuracy
     if ``patience`` is set; the weights are those of the last step. A loss that is not finite stops
-    the training and makes its status ``failed``. ``validation_rows`` and ``test_rows``: score on at
-    most so many rows, each class by its share. ``folder``: where checkpoints go, if the settings
+    the training and makes its status ``failed``. ``folder``: where checkpoints go, if the settings
     ask for any.
     """
     from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer
@@ -62,7 +59,7 @@ def train(
     started = time.perf_counter()
     task = with_train_rows(task, training.rows, seed)
     rows = encoder.encode(task.train, task.max_length)
-    held = encoder.encode(_some(task.validation, validation_rows), task.max_length)
+    held = encoder.encode(task.validation, task.max_length)
     ordered = [held.rows[i] for i in held.order]  # by length: less padding
     if training.method == "bitfit":
         for name, parameter in model.encoder.named_parameters():
@@ -89,7 +86,7 @@ def train(
     model.zero_grad(set_to_none=True)
     scores = {
         "validation": score(model, encoder, held),
-        "test": score(model, encoder, encoder.encode(_some(task.test, test_rows), task.max_length)),
+        "test": score(model, encoder, encoder.encode(task.test, task.max_length)),
     }
     losses = [
         [entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry
@@ -136,10 +133,6 @@ def bitfit(
         seed, len(task.labels), head=head, dropout=training.dropout, state=start_state
     )
     return train(model, encoder, task, replace(training, method="bitfit"), seed, progress=progress)
-
-
-def _some(rows: Rows, n: int | None) -> Rows:
-    return subset(rows, None if n is None else max(n, len(set(rows.labels))), seed=0)
 
 
 def planned_steps(task: Task, training: Training) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wspace.errors import WspaceError
-from wspace.lab.data import Task, subset
+from wspace.lab.data import Task, with_scored_rows
 from wspace.lab.encoders import Encoder
 from wspace.lab.experiments.context import Context, plain
 from wspace.lab.finetune import Progress
@@ -91,8 +91,7 @@ def planned(context: Context) -> tuple[list[Run], dict[str, str]]:
     runs, left_out = [], {}
     for name in settings.targets or tuple(context.tasks):
         task = context.tasks[name]
-        if settings.test_rows is not None:
-            task = replace(task, test=subset(task.test, settings.test_rows, 0))
+        task = with_scored_rows(task, settings.validation_rows, settings.test_rows)
         points = _starts(context, settings, task)
         left_out |= {f"{name}, {k}": why for k, why in points.items() if isinstance(why, str)}
         runs += [
