@@ -68,7 +68,9 @@ def state_hash(state: Mapping[str, torch.Tensor]) -> str:
     found = hashlib.sha256()
     for name in sorted(state):
         found.update(name.encode())
-        found.update(state[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        found.update(
+            state[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+        )
     return found.hexdigest()[:12]
 
 
