@@ -23,6 +23,10 @@ import torch
 
 MiB = 1 << 20
 
+SETTLE_SECONDS = 0.03
+"""Waited before each work: the threads of the one before, if torch's, spin for some milliseconds
+after it, and would take a core from the next."""
+
 
 class Work(NamedTuple):
     """A piece of work to time, and its amount: bytes moved, or floating-point operations."""
@@ -62,6 +66,7 @@ def interleave(works: Mapping[str, Work], repeats: int, warmups: int = 1) -> dic
 
 def seconds_of(work: Work) -> float:
     work.prepare()
+    time.sleep(SETTLE_SECONDS)
     start = time.perf_counter()
     work.run()
     return time.perf_counter() - start

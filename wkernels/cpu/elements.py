@@ -167,29 +167,29 @@ def _bfloat16(value):
 def write(code, address, start, values, bypass):
     """Round ``values`` once, to nearest even; returns how many came out NaN or Inf.
 
-    ``bypass``: past the caches where the place allows it, for rows that do not fit there.
+    ``bypass``: past the caches where the place allows it, for rows that do not fit there; the
+    caller ends with ``vectors.fence``.
     """
     done = 0
-    bad = 0
     if values.itemsize == 4:
         out = _element(code, address, start)
-        done = values.size - values.size % TURN
-        if bypass and out % 64 == 0 and code in (BFLOAT16, FLOAT16, FLOAT32):
+        whole = values.size - values.size % TURN
+        finite = False  # what is not is counted slowly
+        if bypass and out % 64 == 0:
             if code == BFLOAT16:
-                bad = _bypass_bfloat16(values.ctypes.data, done, out)
+                finite = _bypass_bfloat16(values.ctypes.data, whole, out)
             elif code == FLOAT16:
-                bad = _bypass_float16(values.ctypes.data, done, out)
-            else:
-                bad = _bypass_float32(values.ctypes.data, done, out)
+                finite = _bypass_float16(values.ctypes.data, whole, out)
+            elif code == FLOAT32:
+                finite = _bypass_float32(values.ctypes.data, whole, out)
         elif code == BFLOAT16:
-            bad = _store_bfloat16(values.ctypes.data, done, out)
+            finite = _store_bfloat16(values.ctypes.data, whole, out)
         elif code == FLOAT16:
-            bad = _store_float16(values.ctypes.data, done, out)
+            finite = _store_float16(values.ctypes.data, whole, out)
         elif code == FLOAT32:
-            bad = _store_float32(values.ctypes.data, done, out)
-        else:
-            done = 0
-    return bad + _write_slowly(code, address, start + done, values[done:])
+            finite = _store_float32(values.ctypes.data, whole, out)
+        done = whole if finite else 0
+    return _write_slowly(code, address, start + done, values[done:])
 
 
 @inner

@@ -15,7 +15,11 @@ GROUP = 64
 """Rows whose centred values are held in cache together, on each side of a product."""
 
 COLUMNS = 512
-"""Columns of a group at a time: ``64 * 512`` doubles are 256 KiB, within L2 for both sides."""
+"""Columns of a group at a time: ``64 * 512`` doubles are 256 KiB; those of both sides and the sums
+lie within second-level cache."""
+
+STRIDE = COLUMNS + LANES
+"""Doubles from one row to the next: rows a page apart would fall on the same lines of the cache."""
 
 WORKSPACE = 32 << 20
 """Bytes for the sums of blocks that wait to be added (at least one block's, however large)."""
@@ -96,7 +100,17 @@ def _fill(addresses, codes, first_row, start, n, based, base, values, centred):
             centred[i, n:width] = 0
         else:
             centred[i, :width] = 0
-    return n_rows
+
+
+@inner
+def _total(lanes):
+    """Sum of the lanes, halves onto halves."""
+    half = LANES // 2
+    while half:
+        for lane in range(half):
+            lanes[lane] += lanes[lane + half]
+        half //= 2
+    return lanes[0]
 
 
 @kernel
@@ -107,27 +121,25 @@ def _items(
     based = base_address.size == 1
     values = np.empty(COLUMNS, like.dtype)
     base = np.empty(COLUMNS, like.dtype)
-    left = np.empty((GROUP, COLUMNS))
-    right = np.empty((GROUP, COLUMNS))
-    sums = np.empty((GROUP, GROUP))
-    row_bytes = COLUMNS * 8
+    left = np.empty((GROUP, STRIDE))
+    right = np.empty((GROUP, STRIDE))
+    sums = np.empty((GROUP, GROUP, LANES))
+    row_bytes, out_bytes = STRIDE * 8, GROUP * LANES * 8
     for item in range(first_item, last_item):
         block = item // groups.shape[0]
         row_group, column_group = groups[item % groups.shape[0]]
         diagonal = symmetric and row_group == column_group
         columns = left if diagonal else right
-        sums[:] = 0
-        n_rows = n_columns = 0
+        n_rows = min(GROUP, row_addresses.size - row_group * GROUP)
+        n_columns = min(GROUP, column_addresses.size - column_group * GROUP)
+        sums[: -(-n_rows // SIDE) * SIDE, : -(-n_columns // SIDE) * SIDE] = 0
         for start in range(ranges[block, 0], ranges[block, 1], COLUMNS):
             n = min(COLUMNS, ranges[block, 1] - start)
             if based:
                 read(base_code[0], base_address[0], start, base[:n], COLUMNS)
-            n_rows = _fill(
-                row_addresses, row_codes, row_group * GROUP, start, n, based, base, values, left
-            )
-            n_columns = n_rows
+            _fill(row_addresses, row_codes, row_group * GROUP, start, n, based, base, values, left)
             if not diagonal:
-                n_columns = _fill(
+                _fill(
                     column_addresses, column_codes, column_group * GROUP, start, n, based, base,
                     values, right,
                 )  # fmt: skip
@@ -137,21 +149,21 @@ def _items(
                 a = left.ctypes.data + i * row_bytes
                 for j in range(i if diagonal else 0, n_columns, SIDE):
                     b = columns.ctypes.data + j * row_bytes
-                    out = sums.ctypes.data + (i * GROUP + j) * 8
+                    out = sums.ctypes.data + (i * GROUP + j) * LANES * 8
                     soon = row_addresses[row_group * GROUP + fetched % n_rows]
                     later = row_addresses[row_group * GROUP + (fetched + 1) % n_rows]
                     next_byte = (start + COLUMNS) * WIDTHS[row_codes[row_group * GROUP]]
                     soon, later = soon + next_byte, later + next_byte
                     fetched += 2
                     if op == 0 and diagonal and i == j:
-                        tile_dot_upper(a, b, row_bytes, n_bytes, out, GROUP * 8, soon, later)
+                        tile_dot_upper(a, b, row_bytes, n_bytes, out, out_bytes, soon, later)
                     elif op == 0:
-                        tile_dot(a, b, row_bytes, n_bytes, out, GROUP * 8, soon, later)
+                        tile_dot(a, b, row_bytes, n_bytes, out, out_bytes, soon, later)
                     elif op == 1:
-                        tile_l2(a, b, row_bytes, n_bytes, out, GROUP * 8, soon, later)
+                        tile_l2(a, b, row_bytes, n_bytes, out, out_bytes, soon, later)
                     else:
-                        tile_l1(a, b, row_bytes, n_bytes, out, GROUP * 8, soon, later)
+                        tile_l1(a, b, row_bytes, n_bytes, out, out_bytes, soon, later)
         target = partial[block, row_group * GROUP :, column_group * GROUP :]
         for i in range(n_rows):
             for j in range(n_columns):
-                target[i, j] = sums[i, j]
+                target[i, j] = _total(sums[i, j])

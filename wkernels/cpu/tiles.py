@@ -19,8 +19,7 @@ SIDE = 4
 LANES = 8
 """Doubles in a vector; rows are padded with zeros to a multiple of it."""
 
-_DOUBLE = ir.DoubleType()
-_VECTOR = ir.VectorType(_DOUBLE, LANES)
+_VECTOR = ir.VectorType(ir.DoubleType(), LANES)
 _INT = ir.IntType(64)
 
 
@@ -39,19 +38,11 @@ def _step(builder, op: str, a, b, total):
     return builder.fadd(total, builder.call(_vector_function(builder, "fabs", 1), [difference]))
 
 
-def _horizontal(builder, vector):
-    """Sum of the lanes, halves onto halves."""
-    parts = [builder.extract_element(vector, ir.IntType(32)(lane)) for lane in range(LANES)]
-    while len(parts) > 1:
-        half = len(parts) // 2
-        parts = [builder.fadd(parts[k], parts[k + half]) for k in range(half)]
-    return parts[0]
-
-
 def _tile(op: str, pairs: list[tuple[int, int]]):
     @intrinsic
     def tile(context, a, b, row_bytes, n_bytes, out, out_row_bytes, soon, later):
-        """Adds to ``out[4, 4]`` the sums over ``n_bytes`` of pairs of 4 rows at ``a`` and at ``b``.
+        """Adds to ``out[4, 4, LANES]`` the sums over ``n_bytes`` of pairs of 4 rows at ``a`` and
+        at ``b``, each lane's apart: adding up lanes takes longer than a short row's products.
 
         All arguments are int64: addresses and sizes in bytes. Nothing is assumed about alignment
         beyond that of a double. ``soon`` and ``later`` are stored rows to fetch meanwhile, half as
@@ -67,6 +58,15 @@ def _tile(op: str, pairs: list[tuple[int, int]]):
                 loaded.align = 8
                 return loaded
 
+            def place(row, column):
+                address = builder.add(out, builder.mul(out_row_bytes, _INT(row)))
+                address = builder.add(address, _INT(8 * LANES * column))
+                return builder.inttoptr(address, _VECTOR.as_pointer())
+
+            so_far = []
+            for pair in pairs:
+                so_far.append(builder.load(place(*pair)))
+                so_far[-1].align = 8
             entry = builder.block
             loop = builder.append_basic_block("columns")
             done = builder.append_basic_block("sums")
@@ -86,18 +86,14 @@ def _tile(op: str, pairs: list[tuple[int, int]]):
             following = builder.add(offset, _INT(8 * LANES))
             offset.add_incoming(_INT(0), entry)
             offset.add_incoming(following, loop)
-            for total, summed in zip(totals, sums, strict=True):
-                total.add_incoming(ir.Constant(_VECTOR, [0.0] * LANES), entry)
+            for total, first, summed in zip(totals, so_far, sums, strict=True):
+                total.add_incoming(first, entry)
                 total.add_incoming(summed, loop)
             builder.cbranch(builder.icmp_signed("<", following, n_bytes), loop, done)
             builder.position_at_end(done)
-            for (row, column), summed in zip(pairs, sums, strict=True):
-                address = builder.add(out, builder.mul(out_row_bytes, _INT(row)))
-                address = builder.add(address, _INT(8 * column))
-                place = builder.inttoptr(address, _DOUBLE.as_pointer())
-                builder.store(
-                    builder.fadd(builder.load(place), _horizontal(builder, summed)), place
-                )
+            for pair, summed in zip(pairs, sums, strict=True):
+                stored = builder.store(summed, place(*pair))
+                stored.align = 8
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 8), generate

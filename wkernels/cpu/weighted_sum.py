@@ -8,7 +8,7 @@ from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, read, wri
 from wkernels.cpu.jit import fma, inner, kernel
 from wkernels.cpu.parallel import over_ranges
 from wkernels.cpu.pointers import Pointers
-from wkernels.cpu.vectors import MIXES, SIDE, TURN
+from wkernels.cpu.vectors import GROUPS, MIXES, SIDE, TURN, fence
 from wkernels.mixes import MIXED
 
 BLOCK = 2048
@@ -18,6 +18,10 @@ ahead in the second."""
 BYPASS = 1 << 24
 """Elements from which outputs go past the caches, which they would only fill; a chunk of a stream,
 written to a file next, is shorter."""
+
+AHEAD = 512
+"""Elements ahead of their use at which rows that are read together are fetched; a row that is read
+alone is fetched a block ahead, as others come between."""
 
 PARALLEL = 1 << 16
 """Elements below which a second thread costs more than it gives."""
@@ -80,13 +84,11 @@ def _range(
             _fill(sums[j, :n], 0)
         i = 0
         while i < addresses.size:
-            together = _of_one_type(codes, i) if n_mixes > 1 else 1
+            together = _of_one_type(codes, i)
             done = 0
             if values.itemsize == 4 and _has_vectors(codes[i]):
                 done = n - n % TURN
-                _add_models(
-                    codes, addresses, i, together, first, done, base, based, factors, sums
-                )  # fmt: skip
+                _add_models(codes, addresses, i, together, first, done, base, factors, sums)
             for model in range(i, i + together):
                 if done < n:
                     read(codes[model], addresses[model], first + done, values[done:n], 0)
@@ -99,6 +101,8 @@ def _range(
         for j in range(copies.shape[0]):
             read(copies[j, 0], copies[j, 1], first, values[:n], BLOCK)
             bad += write(copies[j, 2], copies[j, 3], first, values[:n], bypass)
+    if bypass:
+        fence()
     return bad
 
 
@@ -116,13 +120,14 @@ def _add(sums, base):
 
 @inner
 def _of_one_type(codes, i):
-    """``SIDE`` if that many rows from ``i`` on have one type, else 1."""
-    if i + SIDE > codes.size:
-        return 1
-    for k in range(i + 1, i + SIDE):
-        if codes[k] != codes[i]:
-            return 1
-    return SIDE
+    """How many rows from ``i`` on to take together: the largest of GROUPS that have one type."""
+    alike = 1
+    while alike < GROUPS[0] and i + alike < codes.size and codes[i + alike] == codes[i]:
+        alike += 1
+    for size in GROUPS:
+        if size <= alike:
+            return size
+    return 1
 
 
 @inner
@@ -138,9 +143,9 @@ def _add_model(values, base, scales, sums):
             sums[j, k] = fma(values[k] - base[k], scales[j], sums[j, k])
 
 
-def _typed(n_models, n_mixes, based):
+def _typed(n_models, n_mixes):
     bfloat16, float16, float32 = (
-        MIXES[name, n_models, n_mixes, based] for name in ("bfloat16", "float16", "float32")
+        MIXES[name, n_models, n_mixes] for name in ("bfloat16", "float16", "float32")
     )
 
     @inner
@@ -155,35 +160,41 @@ def _typed(n_models, n_mixes, based):
     return run
 
 
-_one = _typed(1, 1, False)
-_one_based = _typed(1, 1, True)
-_one_by_four = _typed(1, SIDE, True)
-_four_by_four = _typed(SIDE, SIDE, True)
+def _grouped(n_mixes):
+    eight, four, two, one = (_typed(n_models, n_mixes) for n_models in GROUPS)
+
+    @inner
+    def run(n_models, code, rows, first, n, base, scales, sums, row_bytes, ahead):
+        if n_models == 8:
+            eight(code, rows, first, n, base, scales, sums, row_bytes, ahead)
+        elif n_models == 4:
+            four(code, rows, first, n, base, scales, sums, row_bytes, ahead)
+        elif n_models == 2:
+            two(code, rows, first, n, base, scales, sums, row_bytes, ahead)
+        else:
+            one(code, rows, first, n, base, scales, sums, row_bytes, ahead)
+
+    return run
+
+
+_to_one = _grouped(1)
+_to_side = _grouped(SIDE)
 
 
 @inner
-def _add_models(codes, addresses, i, n_models, first, n, base, based, factors, sums):
-    """Adds models ``i .. i + n_models`` (1 or 4 of one type) to every mix; ``n`` is whole turns."""
+def _add_models(codes, addresses, i, n_models, first, n, base, factors, sums):
+    """Adds models ``i .. i + n_models``, of one type, to every mix; ``n`` is whole turns."""
     row_bytes = (factors.strides[0], sums.strides[0])
-    code, origin = codes[i], base.ctypes.data
+    code, origin, rows = codes[i], base.ctypes.data, addresses.ctypes.data + 8 * i
+    ahead = AHEAD if n_models > 1 else BLOCK
     j = 0
     while j < factors.shape[0]:
         scales = factors.ctypes.data + j * factors.strides[0] + 4 * i
         out = sums.ctypes.data + j * sums.strides[0]
-        rows = addresses.ctypes.data + 8 * i
-        ahead = BLOCK if j == 0 else 0
         if j + SIDE <= factors.shape[0]:
-            if n_models == SIDE:
-                _four_by_four(code, rows, first, n, origin, scales, out, row_bytes, ahead)
-            else:
-                _one_by_four(code, rows, first, n, origin, scales, out, row_bytes, ahead)
+            _to_side(n_models, code, rows, first, n, origin, scales, out, row_bytes, ahead)
             j += SIDE
-            continue
-        for _ in range(n_models):
-            if based:
-                _one_based(code, rows, first, n, origin, scales, out, row_bytes, ahead)
-            else:
-                _one(code, rows, first, n, origin, scales, out, row_bytes, ahead)
-            scales += 4
-            rows += 8
-        j += 1
+        else:
+            _to_one(n_models, code, rows, first, n, origin, scales, out, row_bytes, ahead)
+            j += 1
+        ahead = 0  # fetched once for all mixes
