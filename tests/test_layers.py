@@ -65,6 +65,7 @@ LAYERS = [
     "wspace.lab.schema",
     "wspace.lab.settings",
     "wspace.lab.records",
+    "wspace.lab.tables",
     "wspace.lab.data",
     "wspace.lab.encoders",
     "wspace.lab.training",
