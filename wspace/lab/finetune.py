@@ -11,7 +11,7 @@ from typing import Any
 
 from wspace.lab.data import Task, with_scored_rows, with_train_rows
 from wspace.lab.encoders import Encoder
-from wspace.lab.records import file_hash, state_hash, versions, write_json
+from wspace.lab.records import file_hash, plain, state_hash, versions, write_json
 from wspace.lab.settings import Settings, Training, digest
 from wspace.lab.training import TrainingError, planned_steps, train
 
@@ -165,6 +165,7 @@ def _train_one(
         **scores,
         "versions": versions(),
     }
+    record = plain(record)
     write_json(partial / RECORD, record)
     partial.rename(folder / job.name)
     return record

@@ -56,6 +56,8 @@ def _value(kind: Any, value: Any, place: str) -> Any:
     if origin is types.UnionType:
         return _one_of(arguments, value, place)
     if origin is typing.Literal:
+        if isinstance(value, bool):  # YAML 1.1 reads yes and no as that
+            value = "yes" if value else "no"
         if value not in arguments:
             raise SettingsError(f"{place}: expected {' or '.join(arguments)}, got {value!r}")
         return value

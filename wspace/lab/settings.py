@@ -233,12 +233,15 @@ def load_settings(
     if not isinstance(content, Mapping):
         raise SettingsError(f"{place}: expected a mapping of settings, got {content!r}")
     tree = json.loads(json.dumps(content, default=str))
+    described = _described(tree)
     for change in changes:
         _change(tree, change)
-    # a task may be given by its name alone
+    # a task may be given by its name alone: it is the one described there, or a folder of that name
     tasks = tree.get("tasks")
     if isinstance(tasks, list):
-        tree["tasks"] = [{"name": task} if isinstance(task, str) else task for task in tasks]
+        tree["tasks"] = [
+            described.get(task, {"name": task}) if isinstance(task, str) else task for task in tasks
+        ]
     if data is not None:
         tree["data"] = str(data)
     settings = build(Settings, tree, place)
@@ -267,6 +270,12 @@ def _read(source: str | Path) -> tuple[str, Any]:
         raise SettingsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
 
 
+def _described(tree: Mapping[str, Any]) -> dict[str, Any]:
+    tasks = tree.get("tasks")
+    found = [task for task in tasks if isinstance(task, dict)] if isinstance(tasks, list) else []
+    return {str(task.get("name")): task for task in found}
+
+
 def _change(tree: dict[str, Any], change: str) -> None:
     import yaml
 
@@ -285,7 +294,7 @@ def _check_names(settings: Settings, names: list[str], place: str) -> None:
     """Tasks that experiments name must be among the tasks."""
     levels, stages = settings.experiments.levels, settings.experiments
     named = [levels.dataset, *levels.family_without, *levels.family_pair, *levels.general_pair]
-    named += [*levels.general_tasks, *settings.base_tuned_on]
+    named += [*levels.general_tasks]
     named += [*(stages.efficient.targets if stages.efficient else ())]
     named += [*(stages.sizes.tasks if stages.sizes else ())]
     for name in named:

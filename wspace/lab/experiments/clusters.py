@@ -19,7 +19,8 @@ import torch
 from wspace import geometry
 from wspace.errors import WspaceError
 from wspace.grams import gram
-from wspace.lab.experiments.context import Context, plain
+from wspace.lab.experiments.context import Context
+from wspace.lab.records import plain
 from wspace.lab.statistics import cluster_scores, spread
 
 # Above it t-SNE's exact gradient, whose bits do not depend on the threads, takes too long.

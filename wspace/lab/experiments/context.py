@@ -247,18 +247,3 @@ def balanced(context: Context, members: Sequence[int], count: int | None) -> tup
         turns.append((seen.get(task, 0), i))
         seen[task] = seen.get(task, 0) + 1
     return tuple(sorted(i for _, i in sorted(turns)[:count]))
-
-
-def plain(value: Any) -> Any:
-    """Numbers, texts, lists and dicts that JSON holds; what is not finite becomes a text."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # "nan", "inf": float() reads them back
-    return value

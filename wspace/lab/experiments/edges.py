@@ -11,7 +11,7 @@ import numpy as np
 
 from wspace.errors import WspaceError
 from wspace.geometry import distances_to_centroid
-from wspace.lab.experiments.context import Context, Level, levels, plain
+from wspace.lab.experiments.context import Context, Level, levels
 from wspace.lab.points import (
     centroid,
     length,
@@ -22,6 +22,7 @@ from wspace.lab.points import (
     towards_origin,
     vertex,
 )
+from wspace.lab.records import plain
 from wspace.lab.statistics import spread
 
 

@@ -12,10 +12,10 @@ from typing import Any
 from wspace.errors import WspaceError
 from wspace.lab.data import Task, with_scored_rows
 from wspace.lab.encoders import Encoder
-from wspace.lab.experiments.context import Context, plain
+from wspace.lab.experiments.context import Context
 from wspace.lab.finetune import Progress
 from wspace.lab.points import Point, apply, centroid, centroid_of_groups, origin
-from wspace.lab.records import Kept
+from wspace.lab.records import Kept, plain
 from wspace.lab.settings import EfficientSettings, Settings, Training, digest
 from wspace.lab.statistics import paired_summary
 from wspace.lab.training import bitfit, planned_steps

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from wspace import geometry
-from wspace.lab.experiments.context import Context, Losses, levels, plain
+from wspace.lab.experiments.context import Context, Losses, levels
 from wspace.lab.points import Point, extrapolation_alphas, line, origin
+from wspace.lab.records import plain
 from wspace.lab.statistics import line_statistics, outside_statistics, spread
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from wspace import geometry
-from wspace.lab.experiments.context import Context, Level, Losses, balanced, levels, plain
+from wspace.lab.experiments.context import Context, Level, Losses, balanced, levels
 from wspace.lab.points import Direction, Point, centroid, hull, origin, vertex
+from wspace.lab.records import plain
 from wspace.lab.statistics import probability_better, spread
 
 COMPARISONS = (("in", "ex"), ("inside", "ex"), ("inside", "in"))

@@ -14,9 +14,9 @@ from wspace.errors import WspaceError
 from wspace.grams import gram
 from wspace.lab.data import Task
 from wspace.lab.encoders import HEAD_PATTERNS
-from wspace.lab.experiments.context import plain
 from wspace.lab.experiments.efficient import Workbench
 from wspace.lab.finetune import Job, save_base, train_zoo
+from wspace.lab.records import plain
 from wspace.lab.settings import Settings
 from wspace.lab.statistics import cluster_scores
 from wspace.zoo import open_zoo
