@@ -106,8 +106,8 @@ def check_average(out: Path, models: Sequence[Path], roundings: int = 1) -> int:
 
     All names must be there. ``roundings``: see :func:`bench.truth.check_mixes`.
     """
-    read, names = _tensors(out)
-    readers = [_tensors(model) for model in models]
+    read, names = tensors_of(out)
+    readers = [tensors_of(model) for model in models]
     assert names == readers[0][1], "the merged model has other tensors than its inputs"
     chosen = sorted(names)[:: max(1, len(names) // 12)]
     weights = torch.full((1, len(models)), 1 / len(models), dtype=torch.float64)
@@ -120,8 +120,8 @@ def check_average(out: Path, models: Sequence[Path], roundings: int = 1) -> int:
 def check_gram_of_files(gram: wspace.Gram, models: Sequence[Path], base: Path) -> int:
     """Compares the matrices of a few tensors with float64; returns how many."""
     assert gram.per_tensor is not None
-    readers = [_tensors(model)[0] for model in models]
-    origin, names = _tensors(base)
+    readers = [tensors_of(model)[0] for model in models]
+    origin, names = tensors_of(base)
     assert set(gram.tensors) == names, "the Gram matrix covers other tensors than the files hold"
     chosen = range(0, len(gram.tensors), max(1, len(gram.tensors) // 12))
     for t in chosen:
@@ -134,8 +134,8 @@ def check_gram_of_files(gram: wspace.Gram, models: Sequence[Path], base: Path) -
     return len(chosen)
 
 
-def _tensors(model: Path) -> tuple[Callable[[str], torch.Tensor], set[str]]:
-    """A function that reads a tensor by name, and the names."""
+def tensors_of(model: Path) -> tuple[Callable[[str], torch.Tensor], set[str]]:
+    """A function that reads a tensor of a checkpoint by name, and the names."""
     homes = {}
     for shard in shards_of([model]):
         with safe_open(shard, "pt") as file:

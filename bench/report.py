@@ -96,8 +96,12 @@ def as_markdown(
 
 
 def write_report(
-    folder: Path, machine: Mapping[str, object], figures: Sequence[Figure], remarks: Sequence[str]
+    folder: Path,
+    machine: Mapping[str, object],
+    figures: Sequence[Figure],
+    remarks: Sequence[str],
+    name: str = "report",
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(as_json(machine, figures, remarks))
-    (folder / "report.md").write_text(as_markdown(machine, figures, remarks))
+    (folder / f"{name}.json").write_text(as_json(machine, figures, remarks))
+    (folder / f"{name}.md").write_text(as_markdown(machine, figures, remarks))

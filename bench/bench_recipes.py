@@ -1,0 +1,249 @@
+"""Recipes, by ``wspace merge`` and by mergekit: ``python -m bench.bench_recipes --mergekit PATH``.
+
+Four checkpoints of 582M bfloat16 parameters and their base, in the page cache; every method, its
+result checked, against its floor (reading the inputs as often as the method must, and writing the
+output) and against mergekit. Then a sweep, and the planning of a checkpoint of 100,000 tensors.
+Writes ``bench/results/<machine>/recipes.json`` and ``recipes.md``. Takes about ten minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench import limits, merging, recipe_truth, zoo
+from bench.figures import BUSY_LOAD
+from bench.limits import Work, interleave, spread
+from bench.merging import Command
+from bench.recipe_cases import CASES, RecipeCase
+from bench.report import Figure, as_markdown, timings, write_report
+from wspace.recipes.methods import METHODS
+
+N_TENSORS, N_MODELS = 100_000, 4
+"""Of the planning figure: a mixture of experts, headers alone."""
+
+
+class Starts:
+    """What starting up takes: ``--help`` of each program."""
+
+    def __init__(self, mergekit: str | None, repeats: int) -> None:
+        commands = {"wspace": Command([sys.executable, "-m", "wspace", "--help"])}
+        if mergekit:
+            commands["mergekit"] = Command([mergekit, "--help"])
+        works = {name: command.work for name, command in commands.items()}
+        self._seconds = interleave(works, repeats)
+        self.figure = Figure(
+            "Start-up", "`--help` of each program.", timings(works, self._seconds), {}, "nothing"
+        )
+
+    def of(self, program: str) -> float:
+        return spread(self._seconds[program]).median
+
+
+def recipe_figure(
+    case: RecipeCase,
+    folder: Path,
+    scratch: Path,
+    mergekit: str | None,
+    starts: Starts,
+    repeats: int,
+) -> Figure:
+    """One method. mergekit runs once, after: its runs take minutes, and vary little."""
+    recipe = scratch / f"{case.method}.yml"
+    recipe.write_text(case.text(folder))
+    inputs = case.inputs(folder)
+    read, written = case.reads * merging.size_bytes(inputs), merging.size_bytes(inputs[:1])
+    ours = Command(
+        [sys.executable, "-m", "wspace", "merge", recipe, "-o", scratch / "ours", "--quiet"],
+        read + written, scratch / "ours",
+    )  # fmt: skip
+    works = {
+        "cat of the inputs, once": merging.cat(inputs),
+        "write and fsync of the output": merging.write(inputs, scratch),
+        "wspace merge": ours.work,
+    }
+    seconds = interleave(works, repeats)
+    checked = recipe_truth.check(case, scratch / "ours", folder)
+    turns = zip(*seconds.values(), strict=True)
+    floors = [(m, case.reads * cat + write) for cat, write, m in turns]
+    net = [mine - starts.of("wspace") for mine, _ in floors]
+    ratios = {
+        "wall / floor": spread(mine / floor for mine, floor in floors),
+        "wall net of --help / floor": spread(
+            n / floor for n, (_, floor) in zip(net, floors, strict=True)
+        ),
+    }
+    peaks = {"peak memory, wspace merge": ours.peak_bytes}
+    if mergekit and case.goal:
+        theirs = _mergekit(mergekit, recipe, scratch / "mergekit", read + written)
+        works["mergekit"] = theirs.work
+        theirs.work.prepare()
+        seconds["mergekit"] = [limits.seconds_of(theirs.work)]
+        (whole,) = seconds["mergekit"]
+        ratios["times as fast as mergekit, whole commands"] = spread(
+            whole / mine for mine, _ in floors
+        )
+        ratios[f"times as fast as mergekit, each net of its --help (goal {case.goal:g})"] = spread(
+            (whole - starts.of("mergekit")) / n for n in net
+        )
+        peaks["peak memory, mergekit"] = theirs.peak_bytes
+        checked += "; " + recipe_truth.deviations(scratch / "ours", scratch / "mergekit", inputs[0])
+        theirs.work.prepare()
+    ours.work.prepare()
+    return Figure(
+        f"{case.method}: {len(inputs)} checkpoints",
+        f"`{case.parameters or 'no parameters'}`. The floor reads {len(inputs)} checkpoints "
+        f"{case.reads} x ({read:,} bytes) and writes one ({written:,} bytes).",
+        timings(works, seconds), ratios, checked, peaks,
+    )  # fmt: skip
+
+
+def _mergekit(program: str, recipe: Path, out: Path, amount: float) -> Command:
+    words = [program, recipe, out, "--no-copy-tokenizer", "--no-write-model-card", "--quiet"]
+    return Command(words, amount, out)
+
+
+def sweep_figure(folder: Path, scratch: Path, repeats: int) -> Figure:
+    """Four outputs of one read, against one of them."""
+    case = CASES[1]
+    single, sweep = scratch / "single.yml", scratch / "sweep.yml"
+    text = case.text(folder)
+    single.write_text(text)
+    sweep.write_text(f"{text}parameters: {{lambda: {{sweep: [0.5, 1, 1.5, 2]}}}}\n")
+    commands = {
+        f"{name} of {case.method}": Command(
+            [sys.executable, "-m", "wspace", "merge", file, "-o", scratch / "out", "--quiet"],
+            0, scratch / "out",
+        )
+        for name, file in (("one", single), ("a sweep of four", sweep))
+    }  # fmt: skip
+    works = {name: command.work for name, command in commands.items()}
+    seconds = interleave(works, repeats)
+    outputs = sorted((scratch / "out").glob("*/model*.safetensors"))
+    assert {path.parent.name for path in outputs} == {
+        f"lambda={k}" for k in ("0.5", "1", "1.5", "2")
+    }
+    recipe_truth.check(case, scratch / "out" / "lambda=1", folder)
+    one, four = seconds.values()
+    commands["one of task_arithmetic"].work.prepare()
+    return Figure(
+        "Four outputs from one read", f"`{case.method}` with four values of lambda.",
+        timings(works, seconds),
+        {"four singly / in one sweep": spread(4 * a / b for a, b in zip(one, four, strict=True))},
+        "the output of lambda = 1 as that of the single recipe",
+        {f"peak memory, {name}": command.peak_bytes for name, command in commands.items()},
+    )  # fmt: skip
+
+
+def planning_figure(scratch: Path, n_tensors: int, repeats: int) -> Figure:
+    """Planning alone: headers of a mixture of experts, whose files are holes."""
+    from bench.moe import make_headers
+
+    models = [make_headers(scratch / f"moe-{i}", n_tensors) for i in range(N_MODELS)]
+    lines = [f"  - {{model: {m}, parameters: {{weight: [0.1, 0.9]}}}}" for m in models]
+    text = "merge_method: linear\nmodels:\n" + "\n".join(lines) + "\n"
+    planned: list[int] = []
+
+    def plan() -> None:
+        from wspace.recipes import Problems, plan_outputs
+
+        outputs = plan_outputs(text, Problems("recipe.yml"))
+        outputs.cost()
+        planned[:] = [len(output.plan.tensors) for output in outputs]
+
+    works = {"plan and cost": Work(plan, n_tensors * N_MODELS, unit="G tensors x models/s")}
+    seconds = interleave(works, repeats)
+    assert planned == [n_tensors]
+    pairs = n_tensors * N_MODELS
+    return Figure(
+        f"Planning {n_tensors:,} tensors x {N_MODELS} models",
+        "Opening the checkpoints, planning every tensor with a gradient over the layers, and the "
+        "cost; no weights are read.",
+        timings(works, seconds),
+        {"seconds per million tensors x models": spread(
+            s * 1e6 / pairs for s in seconds["plan and cost"])},
+        "every tensor is planned",
+    )  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    machine = limits.machine()
+    figures: list[Figure] = []
+    started = time.perf_counter()
+
+    def add(figure: Figure) -> None:
+        figures.append(figure)
+        print("\n".join(figure.as_markdown()), file=sys.stderr, flush=True)
+
+    chosen = [case for case in CASES if not options.only or case.method in options.only]
+    missing = [case.method for case in chosen if case.method not in METHODS]
+    with tempfile.TemporaryDirectory(prefix="wspace-recipes-", dir=options.scratch) as name:
+        scratch = Path(name)
+        folder = options.zoo or scratch / "zoo"
+        if options.zoo is None:
+            size = "582m" if options.scale >= 0.5 else "tiny"
+            list(zoo.make_llama(folder, parameters=size, step=1e-2))
+        starts = Starts(options.mergekit, options.repeats)
+        add(starts.figure)
+        steps: list[Callable[[], Figure]] = [
+            lambda case=case: recipe_figure(
+                case, folder, scratch, options.mergekit, starts,
+                options.repeats if case.goal else min(2, options.repeats),
+            )
+            for case in chosen
+            if case.method not in missing
+        ]  # fmt: skip
+        if not options.only:
+            steps.append(lambda: sweep_figure(folder, scratch, options.repeats))
+            n_tensors = N_TENSORS if options.scale >= 0.5 else N_TENSORS // 50
+            steps.append(lambda: planning_figure(scratch, n_tensors, options.repeats))
+        for step in steps:
+            add(step())
+    remarks = _remarks(machine, missing, options)
+    remarks.append(f"The whole run took {time.perf_counter() - started:.0f} s.")
+    if options.out is None and (options.scale != 1 or options.only):
+        print(as_markdown(machine, figures, remarks))
+        return 0
+    out = options.out or Path(__file__).parent / "results" / limits.machine_name()
+    write_report(out, machine, figures, remarks, name="recipes")
+    print(out / "recipes.md")
+    return 0
+
+
+def _remarks(machine, missing: Sequence[str], options: argparse.Namespace) -> list[str]:
+    remarks = []
+    if float(machine["load_average_1min"]) > BUSY_LOAD:
+        remarks.append("The machine was busy when the run began: take the ratios with care.")
+    if options.scale != 1:
+        remarks.append("Sizes were scaled down: a trial.")
+    if missing:
+        remarks.append(f"Not measured, as they are not there: {', '.join(missing)}.")
+    if not options.mergekit:
+        remarks.append("mergekit was not at hand.")
+    return remarks
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.bench_recipes", description="Measure recipes, against mergekit."
+    )
+    parser.add_argument("--zoo", type=Path, help="made by `bench.zoo llama --parameters 582m`")
+    parser.add_argument("--mergekit", default=os.environ.get("MERGEKIT"), metavar="PATH",
+                        help="mergekit-yaml, an external program to compare with")  # fmt: skip
+    parser.add_argument("--out", type=Path, help="default: bench/results/<machine>")
+    parser.add_argument("--scratch", type=Path, help="a folder on the disk to be measured")
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="a trial of these, not kept")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=1.0, help="less than 1: a trial, not kept")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
