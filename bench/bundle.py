@@ -18,7 +18,7 @@ from typing import Any
 from wspace.lab.data import BUNDLE, SPLITS, Rows, load_task, subset
 from wspace.lab.settings import TaskSource, load_settings
 
-WORDS = 24  # of a row: longer ones are left out, which keeps the demo short
+WORDS = 20  # of a row: longer ones are left out, which keeps the demo short
 SEED = 0
 
 
@@ -34,8 +34,8 @@ class Part:
 
 
 PARTS = (
-    Part("snli", "inference", "snli", (2000, 200, 400)),
-    Part("mnli", "inference", "mnli", (2000, 200, 400)),
+    Part("snli", "inference", "snli", (1600, 150, 300)),
+    Part("mnli", "inference", "mnli", (1600, 150, 300)),
     Part("banking", "intents", "clinc150", (800, 100, 200), (
         "freeze_account", "routing", "pin_change", "bill_due", "pay_bill", "account_blocked",
         "interest_rate", "min_payment", "bill_balance", "transfer", "order_checks", "balance",
@@ -52,10 +52,10 @@ PARTS = (
         "meal_suggestion", "restaurant_suggestion", "cancel_reservation",
         "ingredient_substitution", "cook_time", "accept_reservations",
     )),
-    Part("web", "questions", "stackoverflow", (900, 120, 400), (
+    Part("web", "questions", "stackoverflow", (800, 100, 300), (
         "wordpress", "drupal", "magento", "sharepoint", "ajax", "apache",
     )),
-    Part("languages", "questions", "stackoverflow", (900, 120, 400), (
+    Part("languages", "questions", "stackoverflow", (800, 100, 300), (
         "scala", "haskell", "spring", "hibernate", "linq", "qt",
     )),
 )  # fmt: skip

@@ -80,6 +80,7 @@ LAYERS = [
     "wspace.lab.report.formats",
     "wspace.lab.report.words",
     "wspace.lab.report.comparison",
+    "wspace.lab.report.headlines",
     "wspace.lab.report.tables",
     "wspace.lab.report.style",
     "wspace.lab.report.drawing",

@@ -8,7 +8,7 @@ from typing import Any
 
 from wspace.lab.encoders import HEAD_PATTERNS
 from wspace.lab.finetune import Progress
-from wspace.lab.report.words import findings
+from wspace.lab.report.headlines import headlines
 from wspace.lab.settings import load_settings
 from wspace.lab.stages import run_experiment
 from wspace.merging import merge
@@ -32,9 +32,10 @@ def run_demo(
     settings = load_settings("demo", changes)
     results = run_experiment(settings, folder, device=device, progress=progress, note=note)
     merged = merge_families(results["zoo"], folder)
-    said = findings(results)
-    lines = [text for stage, texts in said.items() for text in texts]
-    return [*lines, f"The mean of each family's models: {', '.join(map(str, merged))}."]
+    return [
+        *headlines(results),
+        f"The mean of each family's models, to load or go on from: {', '.join(map(str, merged))}.",
+    ]
 
 
 def merge_families(records: Sequence[dict[str, Any]], folder: Path) -> list[Path]:

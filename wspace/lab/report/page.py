@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from wspace.lab.records import write_text
 from wspace.lab.report.comparison import comparison
 from wspace.lab.report.formats import counted, seconds
+from wspace.lab.report.headlines import headlines
 from wspace.lab.report.style import CSS
 from wspace.lab.report.tables import Table, tables
 from wspace.lab.report.words import findings
@@ -93,7 +94,7 @@ def page(results: Mapping[str, Any], drawn: Mapping[str, Mapping[str, tuple[str,
     parts = [
         f"<h1>{name}</h1>",
         f'<p class="lead">{escape(_lead(results))}</p>',
-        _found(said),
+        _found(results),
         _compared(results),
         *(_stage(stage, said[stage], drawn.get(stage, {}), shown[stage]) for stage in stages),
         _made(results, [stage for stage in TITLES if stage not in said]),
@@ -117,12 +118,9 @@ def _lead(results: Mapping[str, Any]) -> str:
     )
 
 
-def _found(said: Mapping[str, list[str]]) -> str:
-    """The first sentence of each stage, or all where each speaks of another level."""
-    items = [text for stage, texts in said.items() if stage != "zoo" for text in texts]
-    if not items:
-        return ""
-    return f"<section><h2>What was found</h2>{_list(items)}</section>"
+def _found(results: Mapping[str, Any]) -> str:
+    items = headlines(results)
+    return f"<section><h2>What was found</h2>{_list(items)}</section>" if items else ""
 
 
 def _compared(results: Mapping[str, Any]) -> str:

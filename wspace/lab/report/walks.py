@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from wspace.lab.report.drawing import COLOURS, FAINT, INK, axes, legend_below
 from wspace.lab.report.formats import LEVELS, real
 
 LOSS = "generalized loss (nats)"
+WIDE = 20  # the greatest loss over the least
 
 
 def lines(found: Mapping[str, Any]) -> dict[str, Figure]:
@@ -49,6 +50,7 @@ def _outside(level: Mapping[str, Any]) -> Figure:
     panel.axhline(base, color=INK, linestyle=":", linewidth=1.3, label="pretrained encoder")
     panel.axvspan(0, 1, color=FAINT, alpha=0.25, linewidth=0, label="between the models")
     limit = max(abs(a) for a in at)
+    _log_if_wide(panel.set_yscale, [*mean, base])
     panel.set_xscale("symlog", linthresh=1, linscale=0.6, base=2)
     ticks = [sign * 2**k for k in range(0, 1 + int(np.log2(limit)), 2) for sign in (-1, 1)]
     panel.set_xticks(sorted([0, *ticks]), [f"{tick:g}" for tick in sorted([0, *ticks])])
@@ -105,11 +107,17 @@ def _groups(level: Mapping[str, Any]) -> Figure:
     panel.set_yticks(range(3), list(names.values()), fontsize=8.5)
     panel.set_ylim(2.55, -0.45)
     losses = _numbers([v for name in names for v in level["groups"][name]["loss"]])
-    finite = losses[np.isfinite(losses)]
-    if len(finite) and finite.min() > 0 and finite.max() > 8 * finite.min():
-        panel.set_xscale("log")
+    _log_if_wide(panel.set_xscale, losses)
     legend_below(figure, panel)
     return figure
+
+
+def _log_if_wide(set_scale: Callable[[str], None], values: Sequence[float] | np.ndarray) -> None:
+    """A logarithmic axis where the greatest loss would press the others flat."""
+    numbers = np.asarray(values)
+    finite = numbers[np.isfinite(numbers)]
+    if len(finite) and finite.min() > 0 and finite.max() > WIDE * finite.min():
+        set_scale("log")
 
 
 def edges(found: Mapping[str, Any]) -> dict[str, Figure]:
@@ -140,7 +148,12 @@ def _directions(radius: Mapping[str, Any]) -> Figure:
                   label="the models")  # fmt: skip
     panel.axhline(real(radius["pretrained"]["loss"][0]), color=INK, linestyle=":", linewidth=1.3,
                   label="pretrained encoder")  # fmt: skip
-    panel.set_xscale("symlog", linthresh=0.25, linscale=0.5, base=2)
+    near = factors[1]
+    panel.set_xscale("symlog", linthresh=near, linscale=0.5, base=2)
+    _log_if_wide(
+        panel.set_yscale,
+        [center, *(v for way in names for v in _numbers(radius["ways"][way]["mean"]))],
+    )
     panel.set_xticks(factors, [f"{factor:g}" for factor in factors])
     panel.minorticks_off()
     legend_below(figure, panel)
