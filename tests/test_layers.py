@@ -48,6 +48,7 @@ LAYERS = [
     "wspace.derived.operands",
     "wspace.derived.quantised",
     "wspace.derived.lowrank",
+    "wspace.derived.rows",
     "wspace.derived.adapters",
     "wspace.derived.models",
     "wspace.zoo",

@@ -137,16 +137,16 @@ models:
   - modle: run-1
 base_model: base@main
 dtype: int64
-tokenizer_source: union
-chat_template: auto
+tokenizer: {pad_to_multiple_of: 0}
+chat_template: chatlm
 """)
     lines = [int(line.split(":")[1]) for line in found]
     assert lines == [4, 5, 6, 7, 8, 9, 10]
     for line, text in zip(
         found,
         ["finite number", "no such file", "needs the key model", "leave out @main",
-         "integers cannot be averaged", "realigning vocabularies is not there yet",
-         "setting one is not there yet"],
+         "integers cannot be averaged", "a number from 1",
+         "expected auto, alpaca, chatml"],
         strict=True,
     ):  # fmt: skip
         assert text in line

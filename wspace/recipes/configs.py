@@ -1,4 +1,4 @@
-"""The output's config.json where slices change the number of layers."""
+"""The output's config.json where the number of layers or of tokens changes."""
 
 from __future__ import annotations
 
@@ -54,6 +54,16 @@ def restack(
                 part[key] = _relisted(key, value, path, change, configs)
         return edited
     return None
+
+
+def resized(config: Mapping[str, Any], n_rows: int) -> dict[str, Any]:
+    """The config of a model whose embeddings have so many rows."""
+    edited = copy.deepcopy(dict(config))
+    text = edited.get("text_config")
+    parts = [part for part in (edited, text) if isinstance(part, dict) and "vocab_size" in part]
+    for part in parts or [edited]:
+        part["vocab_size"] = n_rows
+    return edited
 
 
 def _parts(config: Mapping[str, Any], stack: str) -> list[tuple[str, ...]]:

@@ -10,6 +10,8 @@ from wspace.recipes.problems import Problems
 from wspace.recipes.references import ModelReference, parse_reference
 from wspace.recipes.settings import Setting, parse_setting
 from wspace.recipes.source import Node, read_yaml
+from wspace.recipes.templates import BUILT_IN, wrong_literal
+from wspace.recipes.tokens import TokenizerKey, parse_tokenizer
 
 Parameters = Mapping[str, Setting]
 
@@ -64,6 +66,8 @@ class Recipe:
     dtype: str | None
     out_dtype: str | None
     parameters: Parameters
+    tokenizer: TokenizerKey | None  # without one, rows of embeddings are merged as they are
+    chat_template: str | None  # a text, "auto", or the name of a built-in one
     complete: bool  # whether all of it could be understood
 
 
@@ -91,7 +95,6 @@ class _Parser:
         if not isinstance(method.value, str):
             problems.error(method.line, "merge_method: expected the name of a method")
         base = self._reference(top.get("base_model"))
-        self._refuse_tokenizers(top)
         modules = self._modules(top, root.line)
         return Recipe(
             text=self._text.lstrip("\n"),
@@ -105,6 +108,8 @@ class _Parser:
             dtype=self._dtype(top.get("dtype"), "dtype"),
             out_dtype=self._dtype(top.get("out_dtype"), "out_dtype"),
             parameters=self._parameters(top),
+            tokenizer=parse_tokenizer(top.get("tokenizer_source"), top.get("tokenizer"), problems),
+            chat_template=self._chat_template(top.get("chat_template")),
             complete=bool(modules) and self._complete,
         )
 
@@ -254,22 +259,10 @@ class _Parser:
         self._problems.error(node.line, f"{what} {node.value!r}: expected one of {expected}{more}")
         return None
 
-    def _refuse_tokenizers(self, top: Mapping[Any, Node]) -> None:
-        if "tokenizer" in top and "tokenizer_source" in top:
-            line = top["tokenizer"].line
-            self._problems.error(line, "give tokenizer or tokenizer_source, not both")
-            return
-        for key in ("tokenizer", "tokenizer_source"):
-            if key in top:
-                self._problems.error(
-                    top[key].line,
-                    f"{key}: realigning vocabularies is not there yet; without the key, rows of "
-                    "embeddings are merged as they are, and the base's tokenizer (without a base, "
-                    "the first model's) is copied",
-                )
-        if "chat_template" in top:
-            self._problems.error(
-                top["chat_template"].line,
-                "chat_template: setting one is not there yet; without the key, the tokenizer "
-                "files are copied with the template that they have",
-            )
+    def _chat_template(self, node: Node | None) -> str | None:
+        if node is None:
+            return None
+        wrong = None if node.value in ("auto", *BUILT_IN) else wrong_literal(str(node.value))
+        if wrong:
+            self._problems.error(node.line, wrong)
+        return str(node.value)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from wspace.errors import WspaceError
 from wspace.recipes.assembly import Assembly
-from wspace.recipes.configs import Restacked, read_config, restack
+from wspace.recipes.configs import Restacked, read_config, resized, restack
 from wspace.recipes.grammar import Recipe
 from wspace.recipes.methods import METHODS, NOT_YET, Method
 from wspace.recipes.problems import Problems, nearest
 from wspace.recipes.references import ModelReference, Models
 from wspace.recipes.scopes import Scope, check_parameters, scope_of
+from wspace.recipes.templates import BUILT_IN, most_frequent, with_template
 from wspace.recipes.tensors import TensorPlan, Tensors
+from wspace.recipes.vocabulary import Vocabulary, realign
+from wspace.recipes.vocabulary_checks import check_special, warn_of_tokenizers
 from wspace.storage.checkpoints import Checkpoint
 from wspace.storage.headers import BITS, CODES, KERNEL_NAMES
 
@@ -29,6 +32,8 @@ class Plan:
     tensors: tuple[TensorPlan, ...]
     left_out: dict[str, str]
     config: dict[str, Any] | None  # the donor's, if it had to be edited
+    tokenizer: Checkpoint  # whose tokenizer files the output has
+    files: dict[str, str | None]  # of those, the ones that differ; None: not there
 
     @property
     def nbytes(self) -> int:
@@ -60,7 +65,8 @@ def plan_recipe(
     method = _method(recipe, problems)
     if method:
         check_parameters(recipe, method, problems)
-    opened = _open(recipe, models or Models(), problems)
+    models = models or Models()
+    opened = _open(recipe, models, problems)
     if method is None or not recipe.complete:
         problems.raise_errors()
     assert method is not None
@@ -71,7 +77,16 @@ def plan_recipe(
         if len(scopes[-1]) < len(found) or len(opened) < len(models_of(recipe)):
             problems.raise_errors()
     donor = list(opened).index(recipe.base or scopes[0][0].slice.sources[0].model)
+    vocabulary = None
+    if recipe.tokenizer:
+        vocabulary = realign(recipe.tokenizer, opened, models, recipe.base, problems)
+        if vocabulary is None:
+            problems.raise_errors()
+    opened = vocabulary.models if vocabulary else opened
     collected = Tensors(recipe, method, opened, donor, problems, include, exclude)
+    if vocabulary and vocabulary.untied:
+        collected.untied = True
+        problems.note("a head is written that some models have only as their embeddings (tied)")
     assembly = Assembly(collected, recipe.modules, problems)
     for module, of_module in zip(recipe.modules, scopes, strict=True):
         assembly.add_module(module, of_module)
@@ -87,10 +102,18 @@ def plan_recipe(
             "where two tensors' cosine is above 0.9995 (fine-tunes that moved by less than about "
             "2 %), slerp is a straight line"
         )
-    config = _config(collected, assembly.restacked, problems)
+    config = _config(collected, assembly.restacked, vocabulary, problems)
+    checkpoints = tuple(opened.values())
+    if vocabulary is None:
+        warn_of_tokenizers(opened, problems)
+    else:
+        check_special(checkpoints[donor], vocabulary, collected.references[donor], problems)
+    owner = vocabulary.owner if vocabulary else checkpoints[donor]
+    files = dict(vocabulary.files) if vocabulary else {}
+    files |= _template(recipe, opened, owner, files, problems)
     return Plan(
-        recipe, method, tuple(opened), tuple(opened.values()), donor, tensors,
-        collected.left_out, config,
+        recipe, method, tuple(opened), checkpoints, donor, tensors, collected.left_out, config,
+        owner, files,
     )  # fmt: skip
 
 
@@ -146,8 +169,32 @@ def _note_dtypes(recipe: Recipe, tensors: Sequence[TensorPlan], problems: Proble
             )
 
 
+def _template(
+    recipe: Recipe,
+    models: Mapping[ModelReference, Checkpoint],
+    owner: Checkpoint,
+    edited: Mapping[str, str | None],
+    problems: Problems,
+) -> dict[str, str]:
+    """The files that hold the chat template that the recipe asks for."""
+    asked = recipe.chat_template
+    if asked is None:
+        return {}
+    template = BUILT_IN.get(asked, asked)
+    if asked == "auto":
+        found = most_frequent([checkpoint.folder for checkpoint in models.values()])
+        if found is None:
+            problems.warn(None, "chat_template: auto: no model has one; none is set")
+            return {}
+        template = found
+    return with_template(owner.folder, template, edited)
+
+
 def _config(
-    tensors: Tensors, restacked: Sequence[Restacked], problems: Problems
+    tensors: Tensors,
+    restacked: Sequence[Restacked],
+    vocabulary: Vocabulary | None,
+    problems: Problems,
 ) -> dict[str, Any] | None:
     """The donor's config, if it has to differ."""
     donor, references, checkpoints = tensors.donor, tensors.references, tensors.checkpoints
@@ -161,6 +208,8 @@ def _config(
         edited = edited | {"architectures": [references[donor].architecture]}
     if tensors.untied:
         edited = edited | {"tie_word_embeddings": False}
+    if vocabulary:
+        edited = resized(edited, vocabulary.n_rows)
     used = {model for change in restacked for model, _ in change.layers}
     configs = {model: read_config(checkpoints[model].folder) for model in sorted(used)}
     for change in restacked:

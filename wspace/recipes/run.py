@@ -22,6 +22,7 @@ from wspace.recipes.parts import Batch, Part, batches_of, copies_of, parts_of
 from wspace.recipes.plan import Plan
 from wspace.recipes.problems import RecipeError
 from wspace.recipes.tensors import TensorPlan
+from wspace.recipes.tokenizers import is_of_tokenizer
 from wspace.sizes import parse_bytes
 from wspace.storage.checkpoints import Checkpoint
 from wspace.storage.headers import KERNEL_NAMES
@@ -215,15 +216,25 @@ def _from_gram(plan: Plan, made: Sequence[TensorPlan], gram: np.ndarray, allow: 
 def donor_of(plan: Plan) -> Iterator[Checkpoint]:
     """Where the config and tokenizer are to be copied from: edited, if they had to be."""
     donor = plan.checkpoints[plan.donor]
-    if plan.config is None:
+    if plan.config is None and not plan.files and plan.tokenizer.folder == donor.folder:
         yield donor
         return
     with tempfile.TemporaryDirectory(prefix="wspace-config-") as name:
         folder = Path(name)
         for file in companions(donor):
-            shutil.copyfile(file, folder / file.name)
-        text = json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n"
-        (folder / "config.json").write_text(text, encoding="utf-8")
+            if plan.tokenizer.folder == donor.folder or not is_of_tokenizer(file.name):
+                shutil.copyfile(file, folder / file.name)
+        for file in companions(plan.tokenizer):
+            if is_of_tokenizer(file.name):
+                shutil.copyfile(file, folder / file.name)
+        texts = dict(plan.files)
+        if plan.config is not None:
+            texts["config.json"] = json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n"
+        for file, text in texts.items():
+            if text is None:
+                (folder / file).unlink(missing_ok=True)
+            else:
+                (folder / file).write_text(text, encoding="utf-8")
         yield replace(donor, path=folder)
 
 

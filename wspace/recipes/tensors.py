@@ -271,8 +271,8 @@ class Tensors:
             self._problems.error(
                 None,
                 f"vocabularies differ: {output!r} has {shapes[0][0]} rows in {a} and "
-                f"{shapes[k][0]} in {b}; bring them to one size first (resize_token_embeddings of "
-                "transformers), as realigning them by a tokenizer key is not there yet",
+                f"{shapes[k][0]} in {b}; add tokenizer_source: union (the tokens of all), or "
+                "tokenizer_source: base (those of the base), and rows are brought into one order",
             )
             return
         self._problems.error(
