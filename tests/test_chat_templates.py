@@ -116,9 +116,7 @@ def test_the_template_of_the_tokenizer_that_is_taken(models, tmp_path):
     "template", ["chatlm", "'{{ x }}'", "a text that is long but says nothing", "3"]
 )
 def test_nonsense_is_refused_with_its_line(models, template):
-    with pytest.raises(
-        RecipeError, match=r"r.yml:4: chat_template .*expected auto, alpaca"
-    ):
+    with pytest.raises(RecipeError, match=r"r.yml:4: chat_template .*expected auto, alpaca"):
         plan(recipe(models, f"chat_template: {template}", ["x"]))
 
 
