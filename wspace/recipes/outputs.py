@@ -6,8 +6,9 @@ Those that need none of each other are run together, and what they share is read
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,26 @@ def plan_outputs(
     text: str, problems: Problems, *, include: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> Outputs:
     """:func:`read_outputs` of a file's text."""
+    with _uncollected():
+        return _planned(text, problems, include, exclude)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector, which would look again and again through millions of records
+    that all stay."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _planned(
+    text: str, problems: Problems, include: Sequence[str], exclude: Sequence[str]
+) -> Outputs:
     recipes = _named(text, problems)
     stages = _staged(recipes, problems)
     promised: dict[str, Checkpoint] = {}

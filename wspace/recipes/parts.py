@@ -180,17 +180,28 @@ class _Collected:
 
     def parts(self, checkpoints: Sequence[Checkpoint]) -> list[Part]:
         found: dict[tuple, list[Shared]] = {}
+        uses_of: dict[tuple, tuple[Use, ...]] = {}
         for inputs in self._inputs.values():
             rows = tuple(inputs.stored)
-            place = {row: k for k, row in enumerate(rows)}
-            uses = tuple(
-                Use(
-                    output, tuple([place[row] for row in own]), tensor.step.based, tensor.dtype,
-                    inputs.rowwise, factors is not None,
-                )
-                for output, tensor, own, factors in inputs.uses
-                if tensor.step
-            )  # fmt: skip
+            key = (
+                rows,
+                inputs.rowwise,
+                *tuple(
+                    [
+                        (
+                            output,
+                            own,
+                            tensor.dtype,
+                            tensor.step and tensor.step.based,
+                            factors is None,
+                        )
+                        for output, tensor, own, factors in inputs.uses
+                    ]
+                ),
+            )
+            if key not in uses_of:
+                uses_of[key] = _uses(inputs)
+            uses = uses_of[key]
             shared = Shared(
                 tuple(inputs.stored.values()),
                 tuple([tensor for _, tensor, _, _ in inputs.uses]),
@@ -203,6 +214,18 @@ class _Collected:
             tensors.sort(key=lambda tensor: first.setdefault(tensor.across.group, len(first)))
             parts.append(Part(tuple([checkpoints[row] for row in rows]), uses, tuple(tensors)))
         return parts
+
+
+def _uses(inputs: _Inputs) -> tuple[Use, ...]:
+    place = {row: k for k, row in enumerate(inputs.stored)}
+    return tuple(
+        Use(
+            output, tuple([place[row] for row in own]), tensor.step.based, tensor.dtype,
+            inputs.rowwise, factors is not None,
+        )
+        for output, tensor, own, factors in inputs.uses
+        if tensor.step
+    )  # fmt: skip
 
 
 def _used(step: Step) -> tuple[tuple[int, ...] | None, np.ndarray | None]:

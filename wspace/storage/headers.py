@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,7 +83,7 @@ def read_header(path: Path) -> Header:
 def parse_header(text: bytes, n_data: int, path: Path) -> Header:
     """``text``: the JSON; ``n_data``: how many bytes follow it."""
     try:
-        entries = json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
+        entries = _read_json(text)
     except _DuplicateKeyError as error:
         raise CheckpointError(f"{path}: header has the key {error} twice") from None
     except (ValueError, RecursionError) as error:
@@ -94,11 +95,10 @@ def parse_header(text: bytes, n_data: int, path: Path) -> Header:
         raise CheckpointError(f"{path}: __metadata__: expected an object of texts")
     data_start = 8 + len(text)
     for name in entries:
-        if not storable(name):
+        if not name.isascii() and not storable(name):
             raise CheckpointError(f"{path}: tensor {name!r}: its name is not Unicode text")
     records = {
-        name: _record(entry, data_start, n_data, f"{path}: tensor {name!r}")
-        for name, entry in entries.items()
+        name: _record(entry, data_start, n_data, path, name) for name, entry in entries.items()
     }
     tensors = dict(sorted(records.items(), key=lambda item: (item[1].start, item[1].nbytes)))
     expected, previous = data_start, "the header"
@@ -118,34 +118,56 @@ def parse_header(text: bytes, n_data: int, path: Path) -> Header:
     return Header(tensors, metadata)
 
 
-def _record(entry: Any, data_start: int, n_data: int, where: str) -> TensorRecord:
-    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        raise CheckpointError(f"{where}: expected dtype, shape and data_offsets")
+def _read_json(text: bytes) -> Any:
+    """The JSON, in which no key is given twice.
+
+    A hook for every object takes as long as all the rest, so it is left out where the colons tell
+    as much: one for each tensor and three inside it, which each must have. More are a key given
+    twice, or in a name.
+    """
+    decoded = text.decode("utf-8")
+    entries = json.loads(decoded)
+    if isinstance(entries, dict):
+        tensors = decoded
+        metadata = _METADATA.search(decoded)
+        if metadata:
+            _, end = _STRICT.raw_decode(decoded, metadata.end())
+            tensors = decoded[: metadata.start()] + decoded[end:]
+        if tensors.count(":") == 4 * (len(entries) - ("__metadata__" in entries)):
+            return entries
+    return _STRICT.decode(decoded)
+
+
+def _record(entry: Any, data_start: int, n_data: int, path: Path, name: str) -> TensorRecord:
+    def wrong(problem: str) -> CheckpointError:
+        return CheckpointError(f"{path}: tensor {name!r}{problem}")
+
+    if not isinstance(entry, dict) or not entry.keys() >= _KEYS:
+        raise wrong(": expected dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise CheckpointError(f"{where}: unknown dtype {dtype!r:.80}; known are {', '.join(BITS)}")
-    if not isinstance(shape, list) or not all(_natural(size) for size in shape):
-        raise CheckpointError(f"{where}: shape: expected a list of sizes, found {str(shape)[:80]}")
+        raise wrong(f": unknown dtype {dtype!r:.80}; known are {', '.join(BITS)}")
+    if not isinstance(shape, list) or not all(map(_natural, shape)):
+        raise wrong(f": shape: expected a list of sizes, found {str(shape)[:80]}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_natural, offsets)):
-        raise CheckpointError(
-            f"{where}: data_offsets: expected two byte offsets, found {str(offsets)[:80]}"
-        )
+        raise wrong(f": data_offsets: expected two byte offsets, found {str(offsets)[:80]}")
     begin, end = offsets
     if not begin <= end <= n_data:
-        raise CheckpointError(
-            f"{where}: data_offsets {offsets} lie outside the {n_data} bytes of data"
-        )
+        raise wrong(f": data_offsets {offsets} lie outside the {n_data} bytes of data")
     n_bits = BITS[dtype]
     for size in shape:
         n_bits *= size
         if n_bits >= 1 << 66:  # at once: the product of a long list would take minutes
-            raise CheckpointError(f"{where}: {dtype} {str(shape)[:80]} takes 2**63 bytes or more")
+            raise wrong(f": {dtype} {str(shape)[:80]} takes 2**63 bytes or more")
     if (end - begin) * 8 != n_bits:
-        raise CheckpointError(
-            f"{where}: {dtype} {str(shape)[:80]} takes {n_bits / 8:.15g} bytes, data_offsets give "
+        raise wrong(
+            f": {dtype} {str(shape)[:80]} takes {n_bits / 8:.15g} bytes, data_offsets give "
             f"{end - begin}"
         )
     return TensorRecord(dtype, tuple(shape), data_start + begin, end - begin)
+
+
+_KEYS = {"dtype", "shape", "data_offsets"}
 
 
 def _natural(value: Any) -> bool:
@@ -165,6 +187,9 @@ class _DuplicateKeyError(ValueError):
     pass
 
 
+_METADATA = re.compile(r'"__metadata__"\s*:\s*')
+
+
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, value in pairs:
@@ -172,6 +197,9 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise _DuplicateKeyError(repr(name))
         result[name] = value
     return result
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique_keys)
 
 
 def _kind(value: Any) -> str:
