@@ -40,6 +40,7 @@ def settings_of(root, **changes):
     fewest = {"epochs": 2, "batch": 16, "learning_rate": 3e-3}
     content = {
         "name": "tiny", "base": str(root / "base"), "data": str(root / "data"), "bf16": "no",
+        "base_tuned_on": ["snli"],
         "tasks": list(FAMILIES),
         "finetune": {"seeds": 2, "epochs": 6, "batch": 8, "learning_rate": 3e-3, "max_length": 16},
         "probe": {"train_rows": 24, "test_rows": 16},
@@ -82,6 +83,9 @@ def test_all_stages_leave_their_numbers(done):
     assert results["efficient"]["left_out"] == {
         "sst2, family_centroid": "no model of another data set to start from"
     }
+    parts = {(row["part"], *row["targets"]) for row in results["efficient"]["parts"]}
+    assert ("seen by the base", "snli") in parts and ("new to the base", "sst2") in parts
+    assert ("in the paper", "sst2") in parts
     assert len(results["sizes"]["models"]) == 4
 
 

@@ -20,6 +20,10 @@ from wspace.lab.settings import EfficientSettings, Settings, Training, digest
 from wspace.lab.statistics import paired_summary
 from wspace.lab.training import bitfit, planned_steps
 
+# of Table 2
+PAPER_TARGETS = (
+    "cola", "sst2", "mrpc", "qqp", "mnli", "qnli", "rte", "wnli", "boolq", "cb", "multirc", "wic",
+)  # fmt: skip
 STARTS = ("pretrained", "centroid", "family_centroid")
 
 
@@ -52,6 +56,8 @@ def run(context: Context, bench: Workbench) -> dict[str, Any]:
 
     ``centroid``: the mean of all models but the target's; ``family_centroid``: of those of its
     family. Both starts of a comparison share the head's first weights, the rows and their order.
+    ``parts``: the summary again, of the targets that the base was tuned on before, of the others,
+    and of those that the paper has.
     """
     runs, left_out = planned(context)
     kept = Kept(bench.folder / "cache" / "efficient.jsonl")
@@ -77,7 +83,22 @@ def run(context: Context, bench: Workbench) -> dict[str, Any]:
             kept.add(key, {**trained.test, "steps": trained.steps, "status": trained.status})
         done += steps
         found.append(_described(one) | kept.results[key])
-    return plain({"targets": found, "summary": summary(found), "left_out": left_out})
+    tuned_on = bench.settings.base_tuned_on
+    parts = {
+        "seen by the base": [one for one in found if one["task"] in tuned_on],
+        "new to the base": [one for one in found if one["task"] not in tuned_on],
+        "in the paper": [one for one in found if one["task"] in PAPER_TARGETS],
+    }
+    return plain(
+        {
+            "targets": found,
+            "summary": summary(found),
+            "parts": [
+                {"part": name} | row for name, chosen in parts.items() for row in summary(chosen)
+            ],
+            "left_out": left_out,
+        }
+    )
 
 
 def planned(context: Context) -> tuple[list[Run], dict[str, str]]:
