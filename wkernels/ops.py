@@ -91,8 +91,8 @@ def weighted_sum_tensors(
     have any shape and length (also none) and must be contiguous; ``outs[j][t]`` is written.
     On a GPU all tensors of one signature (the dtypes of the models, base and outputs) go in one
     launch through a table of pointers: hundreds of small tensors cost what one large one does.
-    Loads are 16 bytes wide where every tensor of the launch starts at a multiple of 16 bytes, as
-    whole allocations do; a view that does not makes that launch use narrower loads.
+    Loads are 16 bytes wide; tensors of which a party's is a view that does not start at a multiple
+    of 16 bytes go in launches of their own, with narrower loads.
     """
     parties = [*models, *outs, *([] if base is None else [base])]
     if not models or len({len(party) for party in parties}) != 1:
@@ -141,6 +141,7 @@ def gram(
     out: torch.Tensor | None = None,
     *,
     other: Rows | None = None,
+    fast: bool = False,
 ) -> torch.Tensor:
     """Gram matrix of base-centred rows: ``G[i, j] = <x[i] - base, x[j] - base>``.
 
@@ -151,8 +152,51 @@ def gram(
     Numerics: differences in float32 (exact where 16-bit values are within a factor of 2**16; in
     float64 if any row is float64), products and sums in float64, in blocks of a fixed size added in
     order: the bits depend neither on threads nor on how a stream was cut.
+
+    ``fast`` lets a GPU multiply rows that are not float64 by its 16-bit matrix units, in parts, and
+    add in float32 within a block: errors are then up to ``2**-14`` of ``|x_i| |x_j|``, and as a
+    rule below ``FAST_ERROR``; see ``wkernels.gpu.products.engines``. The CPU path is exact anyway.
     """
-    return _products("dot", x, base, out, other)
+    return _products("dot", x, base, out, other, fast=fast)
+
+
+FAST_ERROR = 1e-6
+"""Error of an entry of a fast Gram matrix, as a rule, relative to its two rows' norms."""
+
+
+def close_pairs(gram: torch.Tensor, *, error: float = FAST_ERROR) -> torch.Tensor:
+    """Pairs whose distance a Gram matrix cannot tell: bool ``[n, n]``, never the diagonal.
+
+    A matrix with errors of ``error * |x_i| |x_j|`` gives four right digits of a squared distance
+    that is at least ``1e4 * error`` of the two squared norms; closer pairs are to be measured by
+    :func:`pairwise_distances`.
+    """
+    norms = gram.diagonal()
+    scale = norms[:, None] + norms[None, :]
+    close = scale - 2 * gram < 1e4 * error * scale
+    return close.fill_diagonal_(False)
+
+
+def squared_distances(
+    x: Rows, base: torch.Tensor | None = None, *, fast: bool = False
+) -> torch.Tensor:
+    """``|x[i] - x[j]|**2`` for all pairs, from their Gram matrix; close pairs directly.
+
+    Returns float64 ``[n_models, n_models]`` on the rows' device. With ``fast``, see :func:`gram`,
+    pairs that it cannot tell apart are measured by their differences, which reads the rows that are
+    in such a pair once more. Relative error: 1e-4 at most, 1e-8 or less without ``fast``.
+    """
+    rows = _rows(x, "x")
+    products = gram(rows, base, fast=fast)
+    norms = products.diagonal()
+    found = (norms[:, None] + norms[None, :] - 2 * products).clamp_min_(0).fill_diagonal_(0)
+    close = close_pairs(products, error=FAST_ERROR if fast else 1e-14)
+    involved = close.any(dim=1).nonzero().flatten()
+    if len(involved):
+        direct = pairwise_distances([rows[i] for i in involved.tolist()])
+        among = (involved[:, None], involved[None, :])
+        found[among] = torch.where(close[among], direct, found[among])
+    return found
 
 
 def pairwise_distances(
@@ -212,7 +256,7 @@ def row_statistics(x: Rows, base: torch.Tensor | None = None) -> RowStatistics:
     return RowStatistics(*(torch.from_numpy(column) for column in table))
 
 
-def _products(op, x, base, out, other):
+def _products(op, x, base, out, other, *, fast=False):
     rows = _rows(x, "x")
     columns = None if other is None else _rows(other, "other", like=rows)
     based = [] if base is None else _rows([base], "base", like=rows)
@@ -228,7 +272,7 @@ def _products(op, x, base, out, other):
     if _on_gpu(rows):
         from wkernels.gpu import products as gpu
 
-        gpu.launch(op, rows, columns, base, _whole(length), out[None])
+        gpu.launch(op, rows, columns, base, _whole(length), out[None], fast=fast)
     else:
         from wkernels import cpu
 

@@ -12,7 +12,7 @@ import torch
 from wkernels.dtypes import CODES
 
 WIDTH = 16
-"""Bytes of the widest load or store; a row that starts at a multiple of it is aligned."""
+"""Bytes of the widest load or store."""
 
 
 def type_name(tensor: torch.Tensor) -> str:
@@ -38,8 +38,9 @@ def spacing(tensors: Sequence[torch.Tensor]) -> int | None:
     return step if even else None
 
 
-def aligned(addresses: Sequence[int] | np.ndarray) -> bool:
-    return not (np.asarray(addresses, dtype=np.int64) % WIDTH).any()
+def alignment(addresses: Sequence[int] | np.ndarray) -> int:
+    """Bytes, at most 16, that all addresses (or distances) are multiples of: as wide are loads."""
+    return int(np.gcd.reduce(np.append(np.asarray(addresses, dtype=np.int64).ravel(), WIDTH)))
 
 
 def to_device(table: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -112,12 +112,11 @@ def run(
             main.wait_stream(side)
 
 
-def aligned(rows: Sequence[torch.Tensor], segments: np.ndarray) -> bool:
-    """Every row starts each segment, and so each block, at a multiple of 16 bytes."""
+def alignment(rows: Sequence[torch.Tensor], segments: np.ndarray) -> int:
+    """Bytes that every row starts each segment, and so each block, at a multiple of."""
     itemsize = min(row.element_size() for row in rows)
-    return addresses.aligned(addresses.addresses_of(rows)) and addresses.aligned(
-        segments[:, 0] * itemsize
-    )
+    starts = np.append(addresses.addresses_of(rows), segments[:, 0] * itemsize)
+    return addresses.alignment(starts)
 
 
 @triton.jit

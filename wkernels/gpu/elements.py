@@ -44,10 +44,8 @@ def row_pointer(address, start, CODE: tl.constexpr, ALIGNED: tl.constexpr):
         pointer = address.to(tl.pointer_type(tl.uint16))
     else:
         pointer = address.to(tl.pointer_type(tl.uint8))
-    pointer = pointer + start
-    if ALIGNED:  # a promise, checked by the launcher: without it loads are one element wide
-        pointer = tl.multiple_of(pointer, 16)
-    return pointer
+    # bytes; a promise, checked by the launcher: without it loads are one element wide
+    return tl.multiple_of(pointer + start, ALIGNED)
 
 
 @triton.jit
@@ -126,9 +124,7 @@ def store(address, start, offsets, x, inside, CODE: tl.constexpr, ALIGNED: tl.co
         pointer = address.to(tl.pointer_type(tl.float16))
     else:
         pointer = address.to(tl.pointer_type(tl.bfloat16))
-    pointer = pointer + start
-    if ALIGNED:
-        pointer = tl.multiple_of(pointer, 16)
+    pointer = tl.multiple_of(pointer + start, ALIGNED)
     if MASKED:
         tl.store(pointer + offsets, encode(x, CODE), mask=inside)
     else:

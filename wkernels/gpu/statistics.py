@@ -159,15 +159,16 @@ def launch(
     base_code = addresses.codes_of(based)[0] if based else elements.NONE.value
     compute_name = dtypes.compute_type(*map(addresses.type_name, [rows[0], *based]))
     itemsize = min(tensor.element_size() for tensor in [rows[0], *based])
-    config = configs.statistics(itemsize=itemsize, lanes=chips.current().lanes)
-    aligned = blocks.aligned([*rows, *based], segments)
+    chip = chips.current()
+    config = configs.statistics(chip.family, itemsize=itemsize, lanes=chip.lanes)
+    alignment = blocks.alignment([*rows, *based], segments)
     row_table = addresses.to_device(np.asarray(addresses.addresses_of(rows)), device)
 
     def compute(group: blocks.Launch) -> None:
         sum_blocks[(group.n_blocks * n_rows,)](
             row_table, 0 if base is None else base.data_ptr(), group.starts, group.lengths,
             group.partials, n_rows, CODE=code, BASE_CODE=base_code,
-            COMPUTE=elements.FLOAT_TYPES[compute_name], ALIGNED=aligned, N_STEPS=config.n_steps,
+            COMPUTE=elements.FLOAT_TYPES[compute_name], ALIGNED=alignment, N_STEPS=config.n_steps,
             STEP=config.step, num_warps=config.num_warps, enable_fp_fusion=False,
         )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import tempfile
@@ -10,11 +11,23 @@ from pathlib import Path
 
 import triton
 
+from wkernels.gpu.configs.families import FAMILIES, family_of, resident_threads
+
 TYPE_BYTES = {"f64": 8, "i64": 8, "f32": 4, "i32": 4, "f16": 2, "bf16": 2, "i16": 2, "i8": 1}
 
-# a load or store without a mask: the pointers, then the type; masks are further operands
-_LOADED = re.compile(r"= tt\.load %\w+ (?:\{[^}]*\} )?: tensor<([\dx]+)x!tt\.ptr<(\w+)>")
-_STORED = re.compile(r"tt\.store %\w+, %\w+ (?:\{[^}]*\} )?: tensor<([\dx]+)x!tt\.ptr<(\w+)>")
+# loads and stores without a mask: the pointers (on AMD their base and offsets), then the type;
+# masks are further operands
+_SHAPE = r"(?P<shape>[\dx]+)x"
+_LOADED = re.compile(
+    rf"= tt\.load %\w+ (?:\{{[^}}]*\}} )?: tensor<{_SHAPE}!tt\.ptr<(?P<type>\w+)>"
+    r"|= amdg\w*\.buffer_load %\w+\[%\w+\] (?:\{[^}]*\} )?: !tt\.ptr<(?P<buffer_type>\w+)>"
+    r" -> tensor<(?P<buffer_shape>[\dx]+)x"
+)
+_STORED = re.compile(
+    rf"tt\.store %\w+, %\w+ (?:\{{[^}}]*\}} )?: tensor<{_SHAPE}!tt\.ptr<(?P<type>\w+)>"
+    r"|amdg\w*\.buffer_store %\w+, %\w+\[%\w+\] (?:\{[^}]*\} )?: !tt\.ptr<(?P<buffer_type>\w+)>"
+    r" -> tensor<(?P<buffer_shape>[\dx]+)x"
+)
 _CUDA_LOAD = re.compile(
     r"ld\.global\S*\.(?:v4\.b32|v2\.b64)|cp\.async\.cg\.\S+ \[[^,]+, \[[^,]+, 0x10"
 )
@@ -27,6 +40,7 @@ _CUDA_FMA = re.compile(r"fma\.rn\.f(?:32|64)")
 _HIP_LOAD = re.compile(r"(?:global|buffer)_load_dwordx4")
 _HIP_STORE = re.compile(r"(?:global|buffer)_store_dwordx4")
 _HIP_FMA = re.compile(r"v_(?:pk_)?fma(?:c)?_f(?:32|64)")
+_MATRIX = re.compile(r"mma(?:_async)?\.sync\.aligned\.(m\w+)|(tcgen05\.mma)|v_(mfma_\w+)")
 
 
 @dataclass(frozen=True)
@@ -35,13 +49,14 @@ class Assembly:
 
     kernel: str
     wide_loads: int  # 16 bytes
-    expected_loads: int  # 16-byte loads that its unmasked tensor loads need (NVIDIA)
+    expected_loads: int  # 16-byte loads that its unmasked tensor loads need
     narrow_loads: int  # unmasked loads of elements by less than 16 bytes (NVIDIA)
     wide_stores: int
-    expected_stores: int  # (NVIDIA)
+    expected_stores: int
     registers: int
     spilled: int  # registers spilled: instructions on local memory (NVIDIA), vector registers (AMD)
     shared: int  # bytes of a program
+    occupancy: float  # of a multiprocessor's places for threads, what these two leave
     fma: int
     matrix: str  # the matrix instructions it uses
 
@@ -50,9 +65,13 @@ def read(compiled) -> Assembly:
     """The facts of a kernel that Triton has compiled."""
     cuda = compiled.metadata.target.backend == "cuda"
     text = compiled.asm["ptx" if cuda else "amdgcn"]
-    threads = compiled.metadata.num_warps * compiled.metadata.target.warp_size
+    target, num_warps = compiled.metadata.target, compiled.metadata.num_warps
+    threads = num_warps * target.warp_size
+    family = FAMILIES[family_of(target.backend, target.arch)]
     registers, spilled = _cuda_usage(compiled) if cuda else _hip_usage(text)
-    matrix = re.findall(r"mma\.sync\.aligned\.(m\w+)|v_(mfma_\w+)", text)
+    matrix = re.findall(
+        r"mma(?:\.sync|_async\.sync)\.aligned\.(m\w+)|(tcgen05\.mma)|v_(mfma_\w+)", text
+    )
     return Assembly(
         kernel=compiled.metadata.name,
         wide_loads=len((_CUDA_LOAD if cuda else _HIP_LOAD).findall(text)),
@@ -63,6 +82,13 @@ def read(compiled) -> Assembly:
         registers=registers,
         spilled=spilled,
         shared=compiled.metadata.shared,
+        occupancy=round(
+            resident_threads(
+                family, registers=registers, num_warps=num_warps, shared=compiled.metadata.shared
+            )
+            / family.threads,
+            2,
+        ),
         fma=len((_CUDA_FMA if cuda else _HIP_FMA).findall(text)),
         matrix=" ".join(sorted({"".join(found) for found in matrix})),
     )
@@ -71,11 +97,10 @@ def read(compiled) -> Assembly:
 def _vectors(pattern: re.Pattern, ttgir: str, threads: int) -> int:
     """16-byte accesses a thread needs for the tensors that match."""
     total = 0
-    for shape, element in pattern.findall(ttgir):
-        elements = 1
-        for size in shape.split("x"):
-            elements *= int(size)
-        total += elements * TYPE_BYTES[element] // (16 * threads)
+    for found in pattern.finditer(ttgir):
+        elements = math.prod(map(int, (found["shape"] or found["buffer_shape"]).split("x")))
+        width = TYPE_BYTES[found["type"] or found["buffer_type"]]
+        total += elements * width // (16 * threads)
     return total
 
 

@@ -38,11 +38,11 @@ def _mix_tensors(n_models, n_mixes, dtype):
     weighted_sum.launch_tensors([tensors] * n_models, weights, [tensors] * n_mixes, tensors)
 
 
-def _products(op, n_rows, n_columns=None, dtype=BF16, base=None):
+def _products(op, n_rows, n_columns=None, dtype=BF16, base=None, *, fast=False):
     columns = None if n_columns is None else _rows(n_columns, dtype)
     out = torch.zeros((1, n_rows, n_columns or n_rows), dtype=F64)
     origin = None if base is None else torch.zeros(N, dtype=base)
-    products.launch(op, _rows(n_rows, dtype), columns, origin, np.array([[0, N]]), out)
+    products.launch(op, _rows(n_rows, dtype), columns, origin, np.array([[0, N]]), out, fast=fast)
 
 
 def _statistics(dtype, base=None):
@@ -80,6 +80,16 @@ CASES: dict[str, Callable[[], None]] = {
     "dot 256 bf16, base": partial(_products, "dot", 256, base=BF16),
     "dot 40 x 20 float64": partial(_products, "dot", 40, 20, F64),
     "dot 16 float8_e4m3fn": partial(_products, "dot", 16, dtype=E4M3),
+    "fast dot 8 bf16": partial(_products, "dot", 8, fast=True),
+    "fast dot 16 float8_e4m3fn": partial(_products, "dot", 16, dtype=E4M3, fast=True),
+    "fast dot 32 bf16": partial(_products, "dot", 32, fast=True),
+    "fast dot 256 bf16": partial(_products, "dot", 256, fast=True),
+    "fast dot 16 bf16, base": partial(_products, "dot", 16, base=BF16, fast=True),
+    "fast dot 32 bf16, base": partial(_products, "dot", 32, base=BF16, fast=True),
+    "fast dot 64 float16, base": partial(_products, "dot", 64, dtype=F16, base=F16, fast=True),
+    "fast dot 256 bf16, base": partial(_products, "dot", 256, base=BF16, fast=True),
+    "fast dot 32 float32, base": partial(_products, "dot", 32, dtype=F32, base=F32, fast=True),
+    "fast dot 256 float32, base": partial(_products, "dot", 256, dtype=F32, base=F32, fast=True),
     "l2 8 bf16": partial(_products, "l2", 8),
     "l2 16 bf16": partial(_products, "l2", 16),
     "l1 16 float32": partial(_products, "l1", 16, dtype=F32),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
-from wkernels.gpu.compiled.assembly import read
+from wkernels.gpu.compiled.assembly import Assembly, read
 from wkernels.gpu.compiled.cases import CASES
 from wkernels.gpu.compiled.targets import compiling
 
@@ -28,6 +29,21 @@ def compile_all(targets: Sequence[str], cases: Sequence[str]) -> list[dict]:
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), context) as pool:
         found = pool.map(compile_case, *zip(*pairs, strict=True), chunksize=4)
         return [row for rows in found for row in rows]
+
+
+_NUMBERS = {field.name: field.type for field in fields(Assembly) if field.type != "str"}
+
+
+def from_text(text: str) -> list[dict]:
+    """The rows of :func:`as_text`."""
+    names, *lines = (re.split(r" {2,}", line) for line in text.splitlines())
+    rows = [dict(zip(names, [*line, ""], strict=False)) for line in lines]
+    kinds = {"int": int, "float": float}
+    return [
+        {name: kinds[_NUMBERS[name]](value) if name in _NUMBERS else value
+         for name, value in row.items()}
+        for row in rows
+    ]  # fmt: skip
 
 
 def as_text(rows: Sequence[dict]) -> str:

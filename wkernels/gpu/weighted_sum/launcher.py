@@ -44,11 +44,11 @@ def launch(
         table = np.asarray([*started, *signature.row_codes, *signature.out_codes], dtype=np.int64)
         _start_from_table(
             table, signature, weights, n_tensors=1, length=rows[0].numel(),
-            aligned=addresses.aligned(started),
+            alignment=addresses.alignment(started),
         )  # fmt: skip
         return
     plan = signature.plan()
-    aligned = addresses.aligned([*started, row_step, out_step])
+    alignment = addresses.alignment([*started, row_step, out_step])
     codes = None
     if not plan.types_known:
         table = np.asarray([*signature.row_codes, *signature.out_codes], dtype=np.int64)
@@ -59,7 +59,7 @@ def launch(
             0 if base is None else base.data_ptr(),
             outs[0].data_ptr(), out_step, None if codes is None else codes[len(rows) :],
             weights, len(rows), len(outs), rows[0].numel(), None, None, None,
-            **plan.constants(), TABLE=False, ALIGNED=aligned, BLOCKS_A_UNIT=0,
+            **plan.constants(), TABLE=False, ALIGNED=alignment, BLOCKS_A_UNIT=0,
         )  # fmt: skip
 
 
@@ -73,14 +73,17 @@ def launch_tensors(
 
     Tensors are contiguous, of any shape, also empty. A table holds the address of each tensor of
     each party and, for each run of 16 blocks, the tensor that it belongs to: 8 bytes to at least
-    32 KiB of a row. Loads are 16 bytes wide if all tensors of the launch start at a multiple of 16.
+    32 KiB of a row. Loads are 16 bytes wide; tensors that do not start at a multiple of 16 bytes,
+    in whichever party, go in a launch of their own with narrower ones.
     """
     parties = [*models, *outs, *([] if base is None else [base])]
     groups = defaultdict(list)
     for t, tensor in enumerate(models[0]):
         if tensor.numel():
-            groups[addresses.codes_of([party[t] for party in parties])].append(t)
-    for members in groups.values():
+            tensors = [party[t] for party in parties]
+            alignment = addresses.alignment(addresses.addresses_of(tensors))
+            groups[addresses.codes_of(tensors), alignment].append(t)
+    for (_, alignment), members in groups.items():
         first = [party[members[0]] for party in parties]
         signature = _Signature.of(
             first[: len(models)],
@@ -99,7 +102,7 @@ def launch_tensors(
         ]).astype(np.int64)  # fmt: skip
         _start_from_table(
             table, signature, weights.to(first[0].device), n_tensors=len(members),
-            n_units=int(n_units.sum()), aligned=addresses.aligned(started),
+            n_units=int(n_units.sum()), alignment=alignment,
         )  # fmt: skip
 
 
@@ -109,7 +112,7 @@ def _start_from_table(
     weights: torch.Tensor,
     *,
     n_tensors: int,
-    aligned: bool,
+    alignment: int,
     length: int = 0,
     n_units: int = 0,
 ) -> None:
@@ -135,7 +138,7 @@ def _start_from_table(
             out_codes, weights.to(plan.compute).contiguous(), n_models, n_mixes, length,
             units if several else None, first_units if several else None,
             lengths if several else None,
-            **plan.constants(), TABLE=True, ALIGNED=aligned,
+            **plan.constants(), TABLE=True, ALIGNED=alignment,
             BLOCKS_A_UNIT=BLOCKS_A_UNIT if several else 0,
         )  # fmt: skip
 
@@ -161,12 +164,14 @@ class _Signature:
         names = list(dtypes.FLOATS)
         inputs = {*self.row_codes, *([self.base_code] if self.has_base else [])}
         compute = dtypes.compute_type(*(names[code] for code in {*inputs, *self.out_codes}))
+        chip = chips.current()
         config = configs.weighted_sum(
+            chip.family,
             itemsize=min(dtypes.FLOATS[names[code]] for code in inputs),
             compute_size=dtypes.FLOATS[compute],
             n_models=len(self.row_codes) + self.has_base,
             n_mixes=len(self.out_codes),
-            lanes=chips.current().lanes,
+            lanes=chip.lanes,
         )
         return _Plan(self, config, compute)
 
