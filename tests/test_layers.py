@@ -54,7 +54,10 @@ LAYERS = [
     "wspace.zoo",
     "wspace.devices",
     "wspace.stream",
+    "wspace.pipeline",
     "wspace.cuda",
+    "wspace.several",
+    "wspace.placement",
     "wspace.passes",
     "wspace.jobs",
     "wspace.merging",
@@ -112,6 +115,7 @@ LAYERS = [
 EXCEPTIONS = {
     ("wspace.devices", "wspace.stream"),  # a type only
     ("wspace.devices", "wspace.cuda"),  # where a GPU is asked for
+    ("wspace.devices", "wspace.several"),  # where several are
 }
 
 MODULES = {

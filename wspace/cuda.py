@@ -1,118 +1,147 @@
-"""Chunks on a GPU: read into pinned memory, copied while the last one is worked on. Needs torch."""
+"""GPUs as devices of a pass: the Triton kernels behind the pipeline. Needs torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from wkernels import mixes, ops
 from wkernels.gpu import products, statistics
+from wspace.devices import allocate
 from wspace.errors import DeviceError
+from wspace.pipeline import HELD, Accelerator, Pipeline
 from wspace.stream import Chunk
+
+PORTABLE = 1
+"""cudaHostRegisterPortable: pinned for all GPUs."""
 
 
 class Cuda:
-    """The Triton kernels on device buffers; two chunks live on the device at a time.
-
-    Results come back to host memory before the next chunk is worked on, so that everything after
-    a pass is the same as on the CPU.
-    """
-
-    chunk_bytes = 256 << 20
+    """The three kinds of copies and kernels of one GPU, by torch."""
 
     def __init__(self, name: str) -> None:
         if not torch.cuda.is_available():
             raise DeviceError(f"device {name!r}: torch finds no GPU; use --device cpu")
-        device = torch.device(name)
-        if (device.index or 0) >= torch.cuda.device_count():
+        self.device = torch.device(name)
+        if (self.device.index or 0) >= torch.cuda.device_count():
             raise DeviceError(f"device {name!r}: torch finds {torch.cuda.device_count()} GPUs")
+
+    def host_memory(self, nbytes: int) -> np.ndarray:
+        # torch's own pinned memory would be rounded up to a power of two, past the budget
+        memory = allocate(nbytes)
+        runtime: Any = torch.cuda.cudart()
+        with torch.cuda.device(self.device):
+            failed = int(runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, PORTABLE))
+        if failed:
+            raise DeviceError(
+                f"device {self.device}: {nbytes} bytes of memory could not be pinned (error "
+                f"{failed}); raise the limit of locked memory (ulimit -l) or lower --memory"
+            )
+        weakref.finalize(memory.base, runtime.cudaHostUnregister, memory.ctypes.data)
+        return memory
+
+    def memory(self, nbytes: int) -> torch.Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+
+    def stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self.device)
+
+    def copy(self, stream: torch.cuda.Stream, target: Any, source: Any) -> None:
+        with torch.cuda.stream(stream):
+            torch.as_tensor(target).copy_(torch.as_tensor(source), non_blocking=True)
+
+    def run(self, stream: torch.cuda.Stream, work: Callable[[], None]) -> None:
+        with torch.cuda.stream(stream):
+            work()
+
+    def record(self, stream: torch.cuda.Stream) -> torch.cuda.Event:
+        event = torch.cuda.Event()
+        event.record(stream)
+        return event
+
+    def wait(self, stream: torch.cuda.Stream, event: torch.cuda.Event) -> None:
+        stream.wait_event(event)
+
+    def synchronize(self, event: torch.cuda.Event) -> None:
+        event.synchronize()
+
+
+class Gpu:
+    """A device of a pass. Results come back to host memory before the next chunk is worked on, so
+    that everything after a pass is the same as on the CPU."""
+
+    chunk_bytes = 256 << 20
+    held = HELD
+
+    def __init__(self, name: str, accelerator: Accelerator) -> None:
         self.name = name
-        self._device = device
-        self._outs = torch.empty(0, dtype=torch.uint8, device=device)
+        self.pipeline = Pipeline(accelerator)
 
     def host_buffer(self, nbytes: int) -> np.ndarray:
-        return torch.empty(max(nbytes, 1), dtype=torch.uint8, pin_memory=True).numpy()
+        return self.pipeline.accelerator.host_memory(max(nbytes, 1))
 
     def staged(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        """Copies one chunk ahead on a stream of its own, into two buffers in turn."""
-        copying = torch.cuda.Stream(self._device)
-        computing = torch.cuda.current_stream(self._device)
-        arenas: list[torch.Tensor | None] = [None, None]
-        waiting: Chunk | None = None
-        arrived: torch.cuda.Event | None = None
-        for k, host in enumerate(chunks):
-            arena = arenas[k % 2]
-            if arena is None or arena.numel() < len(host.buffer):
-                arena = torch.empty(len(host.buffer), dtype=torch.uint8, device=self._device)
-                arenas[k % 2] = arena
-            # the kernels that read this arena two chunks ago come first
-            copying.wait_stream(computing)
-            with torch.cuda.stream(copying):
-                part = arena[: len(host.buffer)]
-                part.copy_(torch.from_numpy(host.buffer), non_blocking=True)
-                event = torch.cuda.Event()
-                event.record(copying)
-            if waiting is not None and arrived is not None:
-                computing.wait_event(arrived)
-                yield waiting
-            waiting, arrived = replace(host, buffer=part), event
-            event.synchronize()  # asking for the next chunk gives the host buffer back
-        if waiting is not None and arrived is not None:
-            computing.wait_event(arrived)
-            yield waiting
+        return self.pipeline.staged(chunks)
 
     def weighted_sum(
         self, chunk: Chunk, weights: np.ndarray, copied: np.ndarray, *, based: bool,
         out: np.ndarray, out_starts: Sequence[int], out_names: Sequence[str],
     ) -> int:  # fmt: skip
-        rows, base = self._rows(chunk, based)
-        if self._outs.numel() < len(out):
-            self._outs = torch.empty(len(out), dtype=torch.uint8, device=self._device)
-        outs = [
-            _row(self._outs, start, chunk.plan.n, name)
-            for start, name in zip(out_starts, out_names, strict=True)
-        ]
-        if rows:
-            ops.weighted_sum(rows, torch.from_numpy(weights), base=base, out=outs)
-        else:
-            assert base is not None and (copied == mixes.BASE).all()
-            for target in outs:
-                target.copy_(base)
-        bad = sum(int((~torch.isfinite(target)).sum()) for target in outs)
-        for start, target in zip(out_starts, outs, strict=True):
-            stop = start + target.nbytes  # what lies between may be another run's result
-            torch.from_numpy(out[start:stop]).copy_(self._outs[start:stop])
-        return bad
+        rows, base = _rows(chunk, based)
+        types = [getattr(torch, name) for name in out_names]
+        widths = [dtype.itemsize for dtype in types]
+        table = torch.from_numpy(weights)
+        bad: list[torch.Tensor] = []
+
+        def work(start: int, stop: int, buffers: list[torch.Tensor]) -> None:
+            outs = [buffer.view(dtype) for buffer, dtype in zip(buffers, types, strict=True)]
+            part = [row[start:stop] for row in rows]
+            origin = None if base is None else base[start:stop]
+            if part:
+                ops.weighted_sum(part, table, base=origin, out=outs)
+            else:
+                assert origin is not None and (copied == mixes.BASE).all()
+                for target in outs:
+                    target.copy_(origin)
+            bad.extend((~torch.isfinite(target)).sum() for target in outs)
+
+        n = chunk.plan.n
+        targets = [out[s : s + n * width] for s, width in zip(out_starts, widths, strict=True)]
+        self.pipeline.results(work, n, widths, targets)
+        return sum(int(count) for count in bad)
 
     def products(
         self, op: str, chunk: Chunk, segments: np.ndarray, sums: np.ndarray, *, based: bool
     ) -> None:
-        rows, base = self._rows(chunk, based)
-        total = torch.from_numpy(sums).to(self._device)
-        products.launch(op, rows, None, base, segments, total)
-        torch.from_numpy(sums).copy_(total)
+        rows, base = _rows(chunk, based)
+
+        def work() -> None:
+            total = torch.from_numpy(sums).to(rows[0].device)
+            products.launch(op, rows, None, base, segments, total)
+            torch.from_numpy(sums).copy_(total)
+
+        self.pipeline.compute(work)
 
     def row_moments(
         self, chunk: Chunk, segments: np.ndarray, sums: np.ndarray, *, based: bool
     ) -> None:
-        rows, _ = self._rows(chunk, False)
-        _, base = self._rows(chunk, based)
-        total = torch.from_numpy(sums).to(self._device)
-        statistics.launch(rows, base, segments, total)
-        torch.from_numpy(sums).copy_(total)
+        rows, _ = _rows(chunk, False)
 
-    @staticmethod
-    def _rows(chunk: Chunk, based: bool) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-        rows = [
-            _row(chunk.buffer, start, chunk.plan.n, name)
-            for start, name in zip(chunk.starts, chunk.names, strict=True)
-        ]
-        return (rows[:-1], rows[-1]) if based else (rows, None)
+        def work() -> None:
+            total = torch.from_numpy(sums).to(rows[0].device)
+            statistics.launch(rows, rows[-1] if based else None, segments, total)
+            torch.from_numpy(sums).copy_(total)
+
+        self.pipeline.compute(work)
 
 
-def _row(buffer: torch.Tensor, start: int, n: int, name: str) -> torch.Tensor:
-    dtype = getattr(torch, name)
-    return buffer[start : start + n * dtype.itemsize].view(dtype)
+def _rows(chunk: Chunk, based: bool) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    rows = []
+    for start, name in zip(chunk.starts, chunk.names, strict=True):
+        dtype = getattr(torch, name)
+        rows.append(chunk.buffer[start : start + chunk.plan.n * dtype.itemsize].view(dtype))
+    return (rows[:-1], rows[-1]) if based else (rows, None)

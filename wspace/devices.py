@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,6 +24,7 @@ class Device(Protocol):
 
     name: str
     chunk_bytes: int  # of input, in one chunk
+    held: int  # chunks whose host buffers ``staged`` uses at a time; at most stream.SLOTS - 1
 
     def host_buffer(self, nbytes: int) -> np.ndarray:
         """A uint8 buffer that files are read into, and results are written from."""
@@ -56,18 +58,28 @@ class Device(Protocol):
 
 
 def device_named(name: str) -> Device:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Raises DeviceError for one that is not there.
+    """``cpu``, ``cuda``, ``cuda:N``, or several of these GPUs with commas between.
 
-    ``auto`` is the CPU: chunks come from files, and which device is faster for them has not been
-    measured. A GPU is used where it is asked for.
+    ``auto`` is the CPU, where nothing was chosen by ``wspace.placement``. Raises DeviceError for a
+    device that is not there.
     """
     if name in ("auto", "cpu"):
         return Cpu()
-    if name != "cuda" and not (name.startswith("cuda:") and name[5:].isdigit()):
-        raise DeviceError(f"device {name!r}: expected auto, cpu, cuda or cuda:N")
-    from wspace.cuda import Cuda  # torch: only where a GPU is asked for
+    names = name.split(",")
+    if any(re.fullmatch(r"cuda(:\d+)?", part) is None for part in names):
+        raise DeviceError(
+            f"device {name!r}: expected auto, cpu, cuda, cuda:N, or cuda:N,cuda:M for several"
+        )
+    if len(set(names)) < len(names):
+        raise DeviceError(f"device {name!r}: names a GPU twice")
+    from wspace.cuda import Cuda, Gpu  # torch: only where a GPU is asked for
 
-    return Cuda(name)
+    gpus = [Gpu(part, Cuda(part)) for part in names]
+    if len(gpus) == 1:
+        return gpus[0]
+    from wspace.several import Several
+
+    return Several(gpus)
 
 
 def allocate(nbytes: int) -> np.ndarray:
@@ -91,6 +103,7 @@ class Cpu:
     name = "cpu"
     # small enough that what was just read is still in the last-level cache when the kernel runs
     chunk_bytes = 16 << 20
+    held = 1
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads or processors()

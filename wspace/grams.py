@@ -10,6 +10,7 @@ import torch
 from wkernels import moments
 from wspace.devices import Device, device_named
 from wspace.passes import TensorSums, sum_over_tensors
+from wspace.placement import choose, products_job
 from wspace.sizes import parse_bytes
 from wspace.stream import Chunk, Progress
 from wspace.zoo import Zoo, open_zoo
@@ -47,7 +48,7 @@ def gram(
     tensors, the shard layout, the chunks or the threads.
     Raises NonFiniteError naming a tensor with NaN or Inf, unless allowed; BudgetError; DeviceError.
     """
-    worker = device_named(device)
+    worker = device_named(choose(device, products_job(zoo, len(zoo))).name)
     based = zoo.base is not None
 
     def add(chunk: Chunk, segments: np.ndarray, sums: np.ndarray) -> None:
@@ -85,7 +86,7 @@ def pairwise_distances(
     """
     if metric not in ("l1", "l2"):
         raise ValueError(f"metric: expected 'l1' or 'l2', got {metric!r}")
-    worker = device_named(device)
+    worker = device_named(choose(device, products_job(zoo, len(zoo))).name)
 
     def add(chunk: Chunk, segments: np.ndarray, sums: np.ndarray) -> None:
         worker.products(metric, chunk, segments, sums, based=False)

@@ -196,15 +196,16 @@ class Stream:
             self.progress(done, self.nbytes)
 
     def _host_chunks(self) -> Iterator[Chunk]:
-        """Chunks in host buffers; asking for the next one gives the last one's buffer back."""
+        """Chunks in host buffers, of which the device holds a few: asking for one more gives the
+        first of them back."""
+        n_slots = len(self._slots)
         for k, plan in enumerate(self.plans):
-            for future in self._pending[k % len(self._slots)]:
+            free = k - self.device.held
+            if 0 <= free < len(self.plans) - n_slots:
+                self._pending[free % n_slots] = self._submit(free + n_slots)
+            for future in self._pending[k % n_slots]:
                 future.result()
-            yield Chunk(
-                plan, self._slots[k % len(self._slots)][: self._lengths[k]], self._starts[k]
-            )
-            if k + len(self._slots) < len(self.plans):
-                self._pending[k % len(self._slots)] = self._submit(k + len(self._slots))
+            yield Chunk(plan, self._slots[k % n_slots][: self._lengths[k]], self._starts[k])
 
     def _submit(self, k: int):
         return self._reader.submit(self._ranges(k), self._slots[k % len(self._slots)])
