@@ -15,6 +15,8 @@ from bench.limits import Spread, Work, spread
 from wkernels.gpu import products, statistics, weighted_sum
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+GRAM_ROWS = (8, 16, 32, 64, 256)
+FAST_GRAM_ROWS = (8, 16, 32, 256)
 
 
 def make_limits(session: Session) -> None:
@@ -199,7 +201,7 @@ def row_statistics(session: Session) -> None:
 
 def grams(session: Session) -> None:
     """Resident rows, products and sums in float64: against reading them, and a float64 product."""
-    for n_rows in (8, 16, 32, 64, 256):
+    for n_rows in GRAM_ROWS:
         x = make_rows(session, n_rows, session.sizes.gram_bytes // 2 // n_rows, torch.bfloat16)
         expected = truth.gram_in_float64(x)
         whole = np.array([[0, x.shape[1]]])
@@ -228,6 +230,38 @@ def grams(session: Session) -> None:
             limits=("read", "float64 product"),
         )
         del x
+
+
+def fast_grams(session: Session) -> None:
+    """Resident rows by the 16-bit matrix units, with and without a base, within their error."""
+    for n_rows in FAST_GRAM_ROWS:
+        x = make_rows(session, n_rows, session.sizes.gram_bytes // 2 // n_rows, torch.bfloat16)
+        expected = truth.gram_in_float64(x)
+        whole = np.array([[0, x.shape[1]]])
+
+        def run(x=x, whole=whole, base=None) -> torch.Tensor:
+            gram = torch.zeros((1, len(x), len(x)), dtype=torch.float64, device=x.device)
+            products.launch("dot", list(x), None, base, whole, gram, fast=True)
+            return gram[0]
+
+        def check(found: torch.Tensor, expected=expected) -> None:
+            error = truth.gram_error(found, expected)
+            assert error <= wkernels.ops.FAST_ERROR, f"error {error:.1e} of the rows' norms"
+
+        # four products of halves, as for the differences to any other base
+        origin = torch.zeros_like(x[0])
+        session.measure(
+            f"fast Gram, {n_rows} rows, bfloat16",
+            {
+                "wkernels": Arm(run, check),
+                "wkernels, with a base": Arm(lambda run=run, base=origin: run(base=base), check),
+            },
+            moved=f"{n_rows} rows read",
+            n_bytes=x.nbytes,
+            flops=n_rows * (n_rows + 1) * x.shape[1],
+            limits=("read", "bfloat16 product"),
+        )
+        del x, origin
 
 
 def call_overhead(session: Session) -> dict[str, Spread]:

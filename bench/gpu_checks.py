@@ -8,7 +8,7 @@ import torch
 
 import wkernels
 from bench import truth
-from bench.gpu_session import described
+from bench.gpu_session import Session, described
 from wkernels import dtypes, reference
 
 FLOATS = tuple(getattr(torch, name) for name in dtypes.FLOATS)
@@ -34,25 +34,28 @@ def checks(device: torch.device, *, past_int32: bool) -> Iterator[tuple[str, Cal
         for n_models in (1, 3, 8, 40):
             name = f"bits of the CPU path, {n_models} models, {dtype}"
             yield name, _bits(device, dtype, n_models)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn):
+        for n_rows in (FEW_ROWS, 40, TILES_OF_ROWS, 200):
+            yield f"fast products, {n_rows} rows, {dtype}", _fast_products(device, dtype, n_rows)
+    yield "distances of near-duplicates", _close(device)
     yield "state dicts", _tensors(device)
     if past_int32:
         yield "more than 2**31 elements", _long(device)
 
 
-def run_all(
-    device: torch.device, log: Callable[[str], None], *, past_int32: bool
-) -> dict[str, str | None]:
-    """For each check None, or what was wrong."""
-    found = {}
-    for name, check in checks(device, past_int32=past_int32):
+def run_all(session: Session, found: dict[str, str | None]) -> None:
+    """For each check None, or what was wrong; none is started when the time is used up."""
+    for name, check in checks(session.device, past_int32=session.sizes.past_int32):
+        if session.late():
+            found[name] = "left out: the time was used up"
+            continue
         try:
             check()
             found[name] = None
         except Exception as error:  # whatever it is, the other checks go on
             found[name] = described(error)
-            log(f"{name}: {found[name]}")
-    log(f"{sum(error is None for error in found.values())} of {len(found)} checks passed")
-    return found
+            session.log(f"{name}: {found[name]}")
+    session.log(f"{sum(error is None for error in found.values())} of {len(found)} checks passed")
 
 
 def _rows(device: torch.device, n_rows: int, n: int, dtype: torch.dtype, seed: int = 0):
@@ -126,6 +129,33 @@ def _products(device, dtype, n_rows, *, full) -> Callable[[], None]:
                         [row], other=columns or x, metric=metric
                     )[0]
                     assert ((distances - expected).abs() <= 1e-11 * expected).all(), metric
+
+    return check
+
+
+def _fast_products(device, dtype, n_rows) -> Callable[[], None]:
+    def check() -> None:
+        x = _rows(device, n_rows, 35_003, dtype)
+        for base in (None, _rows(device, 1, 35_003, dtype, seed=1)[0]):
+            gram = wkernels.gram(x, base, fast=True)
+            rows = torch.stack(x).double() if base is None else _centred(x, base)
+            scale = rows.norm(dim=1)
+            error = ((gram - rows @ rows.T).abs() / torch.outer(scale, scale)).max().item()
+            assert error <= wkernels.ops.FAST_ERROR, f"error {error:.1e} of the rows' norms"
+
+    return check
+
+
+def _close(device) -> Callable[[], None]:
+    def check() -> None:
+        base = _rows(device, 1, 200_003, torch.float32)[0]
+        steps = _rows(device, 6, 200_003, torch.float32, seed=1)
+        x = [base + 1e-3 * step for step in steps[:5]]
+        x.append(x[0] + 1e-6 * steps[5])
+        expected = reference.pairwise_distances(x)
+        for fast in (False, True):
+            found = wkernels.squared_distances(x, base, fast=fast)
+            assert ((found - expected).abs() <= 1e-4 * expected).all(), f"fast={fast}"
 
     return check
 

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 
-from bench import limits
+from bench import gpu_goals, limits
+from bench.gpu_goals import OURS
 from bench.gpu_session import Result
 from bench.limits import Spread
-
-OURS = "wkernels"
 
 
 def about(device: torch.device) -> dict[str, Any]:
@@ -91,6 +90,8 @@ def as_markdown(data: Mapping[str, Any]) -> str:
         f"Results compared with float64, and with the bits of the CPU path: "
         f"{len(data['checks']) - len(failed)} of {len(data['checks'])} checks passed.",
         *(f"- {name}: {error}" for name, error in failed.items()),
+        "",
+        *gpu_goals.as_markdown(data),
         "",
         "## Limits",
         "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -75,6 +76,8 @@ class Sizes:
     tensor_scale: int = 1  # divides the widths of the state dict
     gemm: int = 8192
     float64_gemm: int = 4096
+    stream_models: int = 32
+    stream_bytes: int = 96 * MiB  # of one model's file
     calls: int = 1000
     repeats: int = 9
     past_int32: bool = True  # also check rows of more than 2**31 elements
@@ -96,20 +99,22 @@ class Sizes:
 class Session:
     """All that a benchmark needs: the clock, the sizes, the limits, and where results go."""
 
-    def __init__(
-        self, clock: Clock, sizes: Sizes, log: Callable[[str], None], budget_seconds: float = 440
-    ):
+    def __init__(self, clock: Clock, sizes: Sizes, log: Callable[[str], None]):
         self.clock, self.sizes, self.log = clock, sizes, log
         self.limits: dict[str, Work] = {}
         self.results: list[Result] = []
-        self._stop_at = time.monotonic() + budget_seconds
+        self._stop_at = math.inf
 
     @property
     def device(self) -> torch.device:
         return self.clock.device
 
+    def begin(self, seconds: float) -> None:
+        """A part of the session, with so much time of its own."""
+        self._stop_at = time.monotonic() + seconds
+
     def late(self) -> bool:
-        """The time is used up: what is not started yet is left out, and says so."""
+        """The part's time is used up: what is not started yet is left out, and says so."""
         return time.monotonic() > self._stop_at
 
     def rate_of(self, limit: str) -> Spread:
