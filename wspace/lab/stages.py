@@ -139,7 +139,8 @@ def gather(lab: Lab) -> dict[str, Any]:
     found = {name: stage["result"] for name, stage in stages.items() if stage}
     return {
         "name": settings.name,
-        "settings": asdict(settings),
+        # of the data's folder the name alone: results are shown to others
+        "settings": asdict(settings) | {"data": settings.data and Path(settings.data).name},
         "versions": versions(),
         "machine": machine(),
         "zoo": found.pop("finetune", []),
@@ -181,7 +182,12 @@ def _run(lab: Lab, stage: str) -> Any:
 
 def _geometry(lab: Lab) -> dict[str, Any]:
     products = lab.gram
-    heads = {record["labels"] for record in lab.done}
+    heads = sorted({record["labels"] for record in lab.done})
+    if products.left_out:
+        lab.note(
+            f"note: heads (of {', '.join(map(str, heads))} labels) take no part in the geometry: "
+            + ", ".join(products.left_out)
+        )
     return {
         "members": list(lab.names),
         "tasks": [record["task"] for record in lab.done],
@@ -191,7 +197,7 @@ def _geometry(lab: Lab) -> dict[str, Any]:
         "tensors": len(products.tensors),
         "parameters": lab.zoo.numel,
         "left_out": {
-            name: f"{reason} (heads of {', '.join(map(str, sorted(heads)))} labels)"
+            name: f"{reason} (heads of {', '.join(map(str, heads))} labels)"
             for name, reason in products.left_out.items()
         },
     }
