@@ -1,11 +1,13 @@
 """The demo: its rows may be passed on, its settings stand, and it runs from end to end."""
 
+import argparse
 import json
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from wspace.cli import steps
 from wspace.cli.main import main
 from wspace.lab.data import BUNDLE, SPLITS, load_tasks
 from wspace.lab.demo import run_demo
@@ -113,3 +115,14 @@ def test_a_folder_of_other_things_is_refused(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("mine")
     assert main(["demo", "-o", str(tmp_path)]) == 1
     assert "not empty, and no results of an experiment" in capsys.readouterr().err
+
+
+def test_in_a_pipe_progress_is_a_line_now_and_then(capsys, monkeypatch):
+    clock = iter([0.0, 10.0, 31.0, 31.0, 40.0])
+    monkeypatch.setattr(steps.time, "monotonic", lambda: next(clock))
+    with steps.steps_bar(argparse.Namespace(quiet=False)) as tell:
+        for done in (1, 2, 3):
+            tell("training", done, 9)
+    assert capsys.readouterr().err == "training: 2 of 9\n"
+    with steps.steps_bar(argparse.Namespace(quiet=True)) as tell:
+        assert tell is None

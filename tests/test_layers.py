@@ -70,7 +70,6 @@ LAYERS = [
     "wspace.lab.settings",
     "wspace.lab.records",
     "wspace.lab.tables",
-    "wspace.lab.tables",
     "wspace.lab.data",
     "wspace.lab.encoders",
     "wspace.lab.training",

@@ -8,7 +8,8 @@ import pytest
 
 import wspace as ws
 from tests.zoos import save, state
-from wspace.cli.main import main
+from wspace.cli.main import main, parser
+from wspace.lab.settings import CONFIGS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,7 +43,14 @@ def test_python_blocks_run(folder):
 
 def test_command_lines_run(folder, capsys):
     lines = re.findall(r"^\$ wspace (.+)$", README, re.M)
+    trained = [line for line in lines if line.startswith(("demo", "experiment"))]
+    lines = [line for line in lines if line not in trained]
     assert len(lines) >= 5
+    assert len(trained) >= 2
+    for line in trained:  # which train models, for minutes and more: their words are checked here
+        options = parser().parse_args(shlex.split(line))
+        if options.command == "experiment":
+            assert (CONFIGS / f"{options.config}.yml").is_file()
     models = sorted(str(path.relative_to(folder)) for path in (folder / "zoo").iterdir())
     for line in lines:
         argv = []
@@ -57,8 +65,8 @@ def test_command_lines_run(folder, capsys):
 def test_ci_runs_the_second_line_as_it_stands():
     lines = [line for _, text in BLOCKS for line in text.splitlines() if line.startswith("python3")]
     first, second = lines
-    assert "bench.zoo minilm" in first
-    assert "wspace merge" in first
+    assert "[experiments]" in first
+    assert parser().parse_args(first.split(".venv/bin/wspace ")[1].split()).command == "demo"
     assert second in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
