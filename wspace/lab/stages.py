@@ -62,6 +62,8 @@ def run_experiment(
         started = time.perf_counter()
         found = _run(lab, stage)
         seconds = time.perf_counter() - started
+        if stage == "finetune":  # what all runs together took that trained its models
+            seconds = sum(record["seconds"] for record in found)
         content = {
             "hash": stage_hash(settings, stage), "seconds": seconds,
             "evaluation": lab.evaluation_seconds(), "result": found,
