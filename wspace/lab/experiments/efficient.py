@@ -83,16 +83,21 @@ def run(context: Context, bench: Workbench) -> dict[str, Any]:
             kept.add(key, {**trained.test, "steps": trained.steps, "status": trained.status})
         done += steps
         found.append(_described(one) | kept.results[key])
+    for one in found:
+        if one["status"] != "done":
+            name = ", ".join(str(one[key]) for key in ("task", "start", "regime", "rows", "seed"))
+            left_out[name] = one["status"]
+    whole = [one for one in found if one["status"] == "done"]
     tuned_on = bench.settings.base_tuned_on
     parts = {
-        "seen by the base": [one for one in found if one["task"] in tuned_on],
-        "new to the base": [one for one in found if one["task"] not in tuned_on],
-        "in the paper": [one for one in found if one["task"] in PAPER_TARGETS],
+        "seen by the base": [one for one in whole if one["task"] in tuned_on],
+        "new to the base": [one for one in whole if one["task"] not in tuned_on],
+        "in the paper": [one for one in whole if one["task"] in PAPER_TARGETS],
     }
     return plain(
         {
             "targets": found,
-            "summary": summary(found),
+            "summary": summary(whole),
             "parts": [
                 {"part": name} | row for name, chosen in parts.items() for row in summary(chosen)
             ],
