@@ -20,9 +20,13 @@ from bench import limits, merging, recipe_truth, zoo
 from bench.figures import BUSY_LOAD
 from bench.limits import Work, interleave, spread
 from bench.merging import Command
+from bench.moe import make_headers
 from bench.recipe_cases import CASES, RecipeCase
 from bench.report import Figure, as_markdown, timings, write_report
+from wspace.recipes import Problems, cost, parse_recipe, plan_recipe
 from wspace.recipes.methods import METHODS
+from wspace.recipes.references import Models
+from wspace.storage.checkpoints import open_checkpoint
 
 N_TENSORS, N_MODELS = 100_000, 4
 """Of the planning figure: a mixture of experts, headers alone."""
@@ -142,33 +146,33 @@ def sweep_figure(folder: Path, scratch: Path, repeats: int) -> Figure:
 
 def planning_figure(scratch: Path, n_tensors: int, repeats: int) -> Figure:
     """Planning alone: headers of a mixture of experts, whose files are holes."""
-    from bench.moe import make_headers
-
     models = [make_headers(scratch / f"moe-{i}", n_tensors) for i in range(N_MODELS)]
     lines = [f"  - {{model: {m}, parameters: {{weight: [0.1, 0.9]}}}}" for m in models]
     text = "merge_method: linear\nmodels:\n" + "\n".join(lines) + "\n"
-    planned: list[int] = []
+    opened, planned = Models(), []
 
     def plan() -> None:
-        from wspace.recipes import Problems, plan_outputs
+        recipe = parse_recipe(text, Problems("recipe.yml"))
+        planned[:] = [plan_recipe(recipe, Problems("recipe.yml"), models=opened)]
 
-        outputs = plan_outputs(text, Problems("recipe.yml"))
-        outputs.cost()
-        planned[:] = [len(output.plan.tensors) for output in outputs]
-
-    works = {"plan and cost": Work(plan, n_tensors * N_MODELS, unit="G tensors x models/s")}
+    works = {
+        "open: parse and check the headers": Work(lambda: [open_checkpoint(m) for m in models], 0),
+        "plan every tensor": Work(plan, 0),
+        "cost": Work(lambda: cost(*planned), 0),
+    }
     seconds = interleave(works, repeats)
-    assert planned == [n_tensors]
-    pairs = n_tensors * N_MODELS
+    assert len(planned[0].tensors) == n_tensors
+    millions = n_tensors * N_MODELS / 1e6
     return Figure(
         f"Planning {n_tensors:,} tensors x {N_MODELS} models",
-        "Opening the checkpoints, planning every tensor with a gradient over the layers, and the "
-        "cost; no weights are read.",
+        "A gradient over the layers of a mixture of experts. No weights are read.",
         timings(works, seconds),
-        {"seconds per million tensors x models": spread(
-            s * 1e6 / pairs for s in seconds["plan and cost"])},
+        {
+            f"seconds per million tensors x models, {name}": spread(s / millions for s in times)
+            for name, times in seconds.items()
+        },
         "every tensor is planned",
-    )  # fmt: skip
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

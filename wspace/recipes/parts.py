@@ -183,22 +183,7 @@ class _Collected:
         uses_of: dict[tuple, tuple[Use, ...]] = {}
         for inputs in self._inputs.values():
             rows = tuple(inputs.stored)
-            key = (
-                rows,
-                inputs.rowwise,
-                *tuple(
-                    [
-                        (
-                            output,
-                            own,
-                            tensor.dtype,
-                            tensor.step and tensor.step.based,
-                            factors is None,
-                        )
-                        for output, tensor, own, factors in inputs.uses
-                    ]
-                ),
-            )
+            key = (rows, inputs.rowwise, tuple(map(_signature, inputs.uses)))
             if key not in uses_of:
                 uses_of[key] = _uses(inputs)
             uses = uses_of[key]
@@ -214,6 +199,12 @@ class _Collected:
             tensors.sort(key=lambda tensor: first.setdefault(tensor.across.group, len(first)))
             parts.append(Part(tuple([checkpoints[row] for row in rows]), uses, tuple(tensors)))
         return parts
+
+
+def _signature(use: tuple[int, TensorPlan, tuple[int, ...], np.ndarray | None]) -> tuple:
+    """What a Use is made of."""
+    output, tensor, own, factors = use
+    return output, own, tensor.dtype, tensor.step and tensor.step.based, factors is None
 
 
 def _uses(inputs: _Inputs) -> tuple[Use, ...]:
