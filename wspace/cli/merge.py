@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from wspace.cli.check import add_strict, is_recipe, outputs_of
 from wspace.cli.options import add_work, add_zoo, note, note_zoo, progress_bar, zoo_of
+from wspace.cli.tables import show
 from wspace.errors import WeightsError, WspaceError
 from wspace.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from wspace.recipes.report import Report
 
 SUMMARY = "mixes of models, written as checkpoints, from one read"
 DESCRIPTION = """\
@@ -35,6 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--dtype", help="float32, float16, bfloat16 or float64")
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
+    parser.add_argument(
+        "--report", action="store_true",
+        help="of a recipe: print norms, distances and cosines of every tensor, after one more read",
+    )  # fmt: skip
     add_strict(parser)
     add_work(parser)
 
@@ -50,6 +59,8 @@ def run(options: argparse.Namespace) -> None:
     note_zoo(options, zoo)
     weights = [[1 / len(zoo)] * len(zoo)] if options.uniform else []
     weights += [_row(text, len(zoo)) for text in options.weights]
+    if options.report:
+        raise WspaceError("--report goes with a recipe; use wspace distances for these models")
     if not weights:
         raise WeightsError("give --uniform or --weights")
     if len(weights) != len(options.output):
@@ -87,12 +98,21 @@ def _run_recipe(options: argparse.Namespace) -> None:
         merge_outputs(
             outputs, places, max_shard_size=options.max_shard_size, device=options.device,
             memory=options.memory, allow_non_finite=options.allow_non_finite, progress=progress,
+            report=_print_report if options.report else None,
         )  # fmt: skip
     seconds = time.perf_counter() - started
     read = format_bytes(outputs.cost(device=options.device, memory=options.memory).read_bytes)
     note(options, f"made {len(outputs)} of {read} in {seconds:.1f} s")
     for place in places:
         print(place)
+
+
+def _print_report(place: str, report: Report) -> None:
+    print(place)
+    show(*report.table(), "table")
+    if report.copied or report.left_out:
+        left = ", ".join(f"{name} ({reason})" for name, reason in report.left_out.items())
+        print(f"copied: {', '.join(report.copied) or '-'}; left out: {left or '-'}")
 
 
 def _row(text: str, n: int) -> list[float]:

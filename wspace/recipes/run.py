@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,9 +18,11 @@ from wspace.devices import Device, device_named
 from wspace.jobs import FileSink, Job, Mixes, plan_jobs, run_jobs
 from wspace.merging import copy_equal
 from wspace.passes import sum_over_tensors
+from wspace.recipes.card import RECIPE, model_card
 from wspace.recipes.parts import Batch, Part, batches_of, copies_of, parts_of
 from wspace.recipes.plan import Plan
 from wspace.recipes.problems import RecipeError
+from wspace.recipes.report import Report, report_of
 from wspace.recipes.tensors import TensorPlan
 from wspace.recipes.tokenizers import is_of_tokenizer
 from wspace.sizes import parse_bytes
@@ -46,13 +48,16 @@ def merge_recipes(
     memory: int | str = "1GiB",
     allow_non_finite: bool = False,
     progress: Progress | None = None,
+    report: Callable[[str, Report], None] | None = None,
 ) -> list[Path]:
     """Write the outputs of plans; numerics, options and errors are those of ``wspace.merge``.
 
     Tensors are written in the plans' types. An output has its donor's config and tokenizer files,
-    and ``wspace.json`` with the recipe. What several outputs are made of is read once for all of
-    them. A tensor whose factors come from inner products is read twice: once for those, in float64,
-    and once to be written.
+    ``wspace.json``, the recipe as ``mergekit_config.yml``, and a model card. What several outputs
+    are made of is read once for all of them. A tensor whose factors come from inner products is
+    read twice: once for those, in float64, and once to be written. ``report`` is called with each
+    output's path and measurements, which take one more read of it and of its inputs, and are kept
+    beside it in ``report.json``.
     """
     paths = [Path(out) for out in outs]
     worker, budget = device_named(device), parse_bytes(memory)
@@ -82,8 +87,15 @@ def merge_recipes(
                 factors = _factors(plans, part, batch, passes)
                 passes.write(part, batch, factors, writers)
         for plan, record, writer in zip(plans, records, writers, strict=True):
+            files = {RECIPE: plan.recipe.text}
+            measured = None
+            if report:
+                measured = report_of(plan, writer.written(), worker, budget, progress)
+                files["report.json"] = json.dumps(measured.as_json(), indent=1, ensure_ascii=False)
+                report(str(writer.out), measured)
+            files["README.md"] = model_card(plan, writer.out.name, measured)
             with donor_of(plan) as donor:
-                writer.publish(donor, record, plan.dtype)
+                writer.publish(donor, record, plan.dtype, files)
     finally:
         pool.shutdown(cancel_futures=True)
         for writer in reversed(writers):

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wspace.errors import OutputError
-from wspace.storage.checkpoints import INDEX, Checkpoint
+from wspace.storage.checkpoints import INDEX, Checkpoint, open_checkpoint
 from wspace.storage.files import WRITE, OutputFile
 from wspace.storage.headers import BITS, render_header
 
@@ -142,10 +142,21 @@ class CheckpointWriter:
         except OSError as error:
             raise OutputError(f"{self.out}: {self._names[shard]}: {error.strerror}") from error
 
-    def publish(self, donor: Checkpoint, record: dict, dtype: str | None = None) -> None:
+    def written(self) -> Checkpoint:
+        """What was written so far, as a checkpoint."""
+        return open_checkpoint(self._folder)
+
+    def publish(
+        self,
+        donor: Checkpoint,
+        record: dict,
+        dtype: str | None = None,
+        files: Mapping[str, str] | None = None,
+    ) -> None:
         """Flush, add the index, ``wspace.json`` and the donor's config files, and give it its name.
 
         ``dtype``: what the config shall call the weights' type, if it is not the donor's.
+        ``files``: names and texts of more files, in place of the donor's.
         """
         try:
             if len(self._names) > 1:
@@ -156,6 +167,8 @@ class CheckpointWriter:
                 shutil.copyfile(file, self._folder / file.name)
             if dtype and (self._folder / "config.json").is_file():
                 _set_dtype(self._folder / "config.json", dtype)
+            for name, text in (files or {}).items():
+                (self._folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
             _write_json(self._folder / "wspace.json", record)
             for shard in self._files:
                 shard.sync()
