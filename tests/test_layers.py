@@ -60,6 +60,7 @@ LAYERS = [
     "wspace.placement",
     "wspace.passes",
     "wspace.jobs",
+    "wspace.lora",
     "wspace.merging",
     "wspace.grams",
     "wspace.geometry",

@@ -9,6 +9,8 @@ import torch
 
 from wkernels import moments
 from wspace.devices import Device, device_named
+from wspace.errors import NonFiniteError
+from wspace.lora import rank_products
 from wspace.passes import TensorSums, sum_over_tensors
 from wspace.placement import choose, products_job
 from wspace.sizes import parse_bytes
@@ -58,14 +60,19 @@ def gram(
         return bool(np.isfinite(np.diagonal(sums, axis1=1, axis2=2)).all())
 
     check = None if allow_non_finite else finite
-    sums = _square(zoo, add, worker, memory, per_tensor, "Gram matrix", check, progress)
+    if zoo.adapters:
+        sums = _of_adapters(zoo, parse_bytes(memory), per_tensor, check)
+    else:
+        sums = _square(zoo, add, worker, memory, per_tensor, "Gram matrix", check, progress)
     others = {t.name: f"{t.dtypes[0]} is not floating point" for t in zoo.copied}
     return Gram(
         total=torch.from_numpy(sums.total),
-        per_tensor=None if sums.per_tensor is None else torch.from_numpy(sums.per_tensor),
+        per_tensor=None
+        if sums.per_tensor is None or not per_tensor
+        else torch.from_numpy(sums.per_tensor),
         tensors=tuple(tensor.name for tensor in zoo.tensors),
         members=zoo.names,
-        has_base=based,
+        has_base=zoo.has_origin,
         left_out=zoo.left_out | others,
     )
 
@@ -171,6 +178,17 @@ def statistics(
     total = sums.total
     total[:, moments.MAX_ABS] = sums.per_tensor[:, :, moments.MAX_ABS].max(axis=0)
     return Statistics(*moments.statistics(total, zoo.numel, has_base=has_base))
+
+
+def _of_adapters(zoo: Zoo, budget: int, keep: bool, check) -> TensorSums:
+    """The same of adapters alone, from their factors."""
+    products = rank_products(zoo, budget)
+    if check and not check(products):
+        raise NonFiniteError(
+            f"an adapter of {', '.join(zoo.names[:3])}{' ...' if len(zoo) > 3 else ''} has NaN or "
+            "Inf; allow it with --allow-non-finite"
+        )
+    return TensorSums(products if keep else None, products.sum(axis=0))
 
 
 def _square(zoo: Zoo, add, worker: Device, memory, keep, what, check, progress) -> TensorSums:

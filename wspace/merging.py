@@ -27,6 +27,11 @@ COPY_BLOCK = 4 << 20
 
 def needed(zoo: Zoo, weights: Any) -> Mixes:
     """Check mixing weights, and leave out the members that no mix uses."""
+    if zoo.adapters:
+        raise MisalignedZooError(
+            "adapters alone have no weights to put anywhere; open the zoo with the base that they "
+            "belong to"
+        )
     table = check_weights(weights, len(zoo), has_base=zoo.base is not None)
     used = np.flatnonzero(table.any(axis=0))
     based = zoo.base is not None
@@ -61,13 +66,14 @@ def merge(
     weights, dtype, version, and what was copied or left out. It appears under its name when it is
     complete and flushed, and not before.
 
+    Of LoRA adapters alone, the mix of what they add is written, as one adapter of the summed rank.
+
     ``memory`` bounds the buffers; ``progress(done, total)`` counts bytes read. Returns the paths.
     Raises WeightsError, OutputError, NonFiniteError (NaN or Inf in an input, unless allowed, or a
     result beyond the output type's range), MisalignedZooError, BudgetError.
     """
     outs = [Path(out)] if isinstance(out, str | Path) else [Path(path) for path in out]
-    table = check_weights(weights, len(zoo), has_base=zoo.base is not None)
-    chosen = needed(zoo, table)
+    table = check_weights(weights, len(zoo), has_base=zoo.has_origin)
     if len(outs) != len(table):
         raise OutputError(f"{len(outs)} outputs for {len(table)} rows of weights")
     if len({path.resolve() for path in outs}) < len(outs):
@@ -75,6 +81,13 @@ def merge(
     for path in outs:
         if any(other.resolve() in path.resolve().parents for other in outs):
             raise OutputError(f"{path}: lies inside another output")
+    if zoo.adapters:
+        from wspace.lora import merge_adapters  # torch: not for every merge
+
+        records = [_record(zoo, row, dtype) for row in table]
+        merge_adapters(zoo, table, outs, records, dtype, allow_non_finite=allow_non_finite)
+        return outs
+    chosen = needed(zoo, table)
     max_shard_bytes, budget = parse_bytes(max_shard_size), parse_bytes(memory)
     worker = device_named(device)
     tensors = [OutputTensor(t.name, output_dtype(zoo, t, dtype), t.shape) for t in zoo.tensors]

@@ -39,9 +39,9 @@ def mix_into(
     Returns the names of the module's tensors that the zoo does not have, which stay as they were.
     Raises MisalignedZooError for a tensor that the module lacks.
     """
-    targets, untouched = _targets(module, zoo)
     row = np.atleast_2d(np.asarray(weights, dtype=np.float64))
     chosen = needed(zoo, row)
+    targets, untouched = _targets(module, zoo)
     if len(chosen.weights) != 1:
         raise MisalignedZooError(f"mix_into takes one row of weights, got {len(chosen.weights)}")
     kinds = {str(target.dtype).removeprefix("torch.") for target in targets.values()}

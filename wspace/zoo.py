@@ -6,14 +6,17 @@ import fnmatch
 import glob
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from wspace.errors import CheckpointError, MisalignedZooError
 from wspace.storage.checkpoints import Checkpoint, StoredTensor
 from wspace.storage.headers import KERNEL_NAMES
+
+if TYPE_CHECKING:
+    from wspace.derived.adapters import Adapter
 
 
 class ZooTensor(NamedTuple):
@@ -45,6 +48,12 @@ class Zoo:
     tensors: tuple[ZooTensor, ...]  # floating point: these are mixed. By group, file order
     copied: tuple[ZooTensor, ...]  # integers and the like: copied where equal
     left_out: dict[str, str]  # tensor -> why it takes no part
+    adapters: tuple[Adapter, ...] = ()  # the members, where they are LoRA adapters alone
+
+    @property
+    def has_origin(self) -> bool:
+        """Whether rows are differences: from the base, or what adapters add to theirs."""
+        return self.base is not None or bool(self.adapters)
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
@@ -101,11 +110,15 @@ def open_zoo(
     tuned from. ``include`` / ``exclude``: patterns of tensor names (``"*.bias"``); excluded tensors
     take no part, and are named in ``left_out``.
 
+    LoRA adapters are members too: with a base, ``base+adapter``; without one, what each adds to its
+    model, and a mix of them is an adapter.
+
     A name that some checkpoints store once for two (tied tensors) is counted once. Dtypes may
     differ between checkpoints; names and shapes may not: MisalignedZooError names the tensor.
     Raises CheckpointError for what cannot be opened.
     """
-    from wspace.derived.models import open_model  # numpy: not for --help
+    from wspace.derived.adapters import alone  # numpy: not for --help
+    from wspace.derived.models import open_model
 
     opened_base = base if base is None or isinstance(base, Checkpoint) else open_model(base)
     chosen = [members] if isinstance(members, str | Path | Checkpoint) else list(members)
@@ -114,23 +127,37 @@ def open_zoo(
         raise CheckpointError("no models: give at least one checkpoint")
     include = [include] if isinstance(include, str) else list(include)
     exclude = [exclude] if isinstance(exclude, str) else list(exclude)
-    return _align(tuple(opened), opened_base, include, exclude)
+    models = tuple([item for item in opened if isinstance(item, Checkpoint)])
+    adapters = tuple([item for item in opened if not isinstance(item, Checkpoint)])
+    if not adapters:
+        return _align(models, opened_base, include, exclude)
+    if models:
+        raise MisalignedZooError(
+            f"{adapters[0]} is a LoRA adapter and {models[0]} is not: give adapters alone, or with "
+            "the base that they belong to"
+        )
+    zoo = _align(alone(adapters), None, include, exclude)
+    why = "a whole tensor, not an update"
+    left_out = zoo.left_out | {name: why for adapter in adapters for name in adapter.replaced}
+    return replace(zoo, left_out=left_out, adapters=adapters)
 
 
-def _expand(item: str | Path | Checkpoint, base: Checkpoint | None) -> list[Checkpoint]:
-    from wspace.derived.models import open_model
+def _expand(
+    item: str | Path | Checkpoint, base: Checkpoint | None
+) -> Sequence[Checkpoint | Adapter]:
+    from wspace.derived.models import open_member
 
     if isinstance(item, Checkpoint):
         return [item]
     if Path(item).exists() or not glob.has_magic(str(item)):
-        return [open_model(item)]
+        return [open_member(item, base)]
     paths = [Path(path) for path in sorted(glob.glob(str(item)), key=_natural)]
     paths = [path for path in paths if _holds_weights(path)]
     if base is not None:
         paths = [path for path in paths if path.resolve() != base.path.resolve()]
     if not paths:
         raise CheckpointError(f"{item}: matches no checkpoint")
-    return [open_model(path) for path in paths]
+    return [open_member(path, base) for path in paths]
 
 
 def _natural(path: str) -> list[tuple[int, str]]:

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
             else:
                 matrix = refine(geometry.distances(products), products, zoo, memory=options.memory)
                 to_base = geometry.norms(products) if zoo.base else None
-    if options.metric == "cosine" and zoo.base is None:
+    if options.metric == "cosine" and not zoo.has_origin:
         note(options, "note: without --base these are cosines of the weights, all nearly 1")
     rows = [[name, *row] for name, row in zip(zoo.names, matrix.tolist(), strict=True)]
     if to_base is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +46,15 @@ class Update(NamedTuple):
     def shape(self) -> tuple[int, int]:
         return self.left.shape[0], self.right.shape[1]
 
+    @property
+    def turned(self) -> bool:
+        """Whether the model's weight is the transpose of ``B A``."""
+        return self.left.transposed
+
+    def factor(self, side: str) -> Operand:
+        """``A`` or ``B`` as it is stored."""
+        return (self.left if (side == "A") == self.turned else self.right).operand
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -53,6 +62,7 @@ class Adapter:
     config: Mapping[str, Any]
     updates: dict[str, Update]  # by the names of the weights, as PEFT's model has them
     replaced: dict[str, StoredTensor]  # by the names of the tensors
+    keys: dict[str, dict[str, str]]  # what the factors of a weight are called: "A", "B" -> name
 
     def __str__(self) -> str:
         return str(self.checkpoint)
@@ -87,7 +97,7 @@ def open_adapter(path: Path) -> Adapter:
         else:
             replaced[_WRAPPED.sub("", name)] = tensor
     replaced = untrained | replaced
-    updates = {}
+    updates, called = {}, {}
     for (module, embedding), keys in sides.items():
         if len(keys) < 2:
             ((side, key),) = keys.items()
@@ -103,9 +113,10 @@ def open_adapter(path: Path) -> Adapter:
                 f"shapes {list(a.shape)} and {list(b.shape)}"
             )
         updates[f"{module}.weight"] = update
+        called[f"{module}.weight"] = keys
     if not updates:
         raise CheckpointError(f"{checkpoint}: holds no lora_A and lora_B")
-    return Adapter(checkpoint, config, updates, replaced)
+    return Adapter(checkpoint, config, updates, replaced, called)
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -179,6 +190,33 @@ def adapted(base: Checkpoint, adapter: Adapter) -> Checkpoint:
             raise CheckpointError(f"{adapter}: {name!r} of {base}: {error}") from None
         tensors[target] = StoredTensor(made.record, stored.file, None, made)
     return replace(base, files=files, tensors=tensors, title=f"{base}+{adapter}")
+
+
+def alone(adapters: Sequence[Adapter]) -> tuple[Checkpoint, ...]:
+    """Adapters as rows of their own: tensors of what each adds, zeros where it adds nothing.
+
+    Raises CheckpointError for adapters of different models.
+    """
+    shapes: dict[str, tuple[tuple[int, int], Adapter]] = {}
+    for adapter in adapters:
+        for name, update in adapter.updates.items():
+            shape, first = shapes.setdefault(name, (update.shape, adapter))
+            if shape != update.shape:
+                raise CheckpointError(
+                    f"{name!r} has shape {list(shape)} under {first} and {list(update.shape)} "
+                    f"under {adapter}: they are adapters of different models"
+                )
+    found = []
+    for adapter in adapters:
+        tensors = {}
+        for name, (shape, _) in shapes.items():
+            update = adapter.updates.get(name) or (None, None, 1.0)
+            made = LowRank(shape, *update, None)
+            key = adapter.keys.get(name)
+            file = adapter.checkpoint.tensors[key["A"]].file if key else 0
+            tensors[name] = StoredTensor(made.record, file, None, made)
+        found.append(replace(adapter.checkpoint, tensors=tensors, title=str(adapter)))
+    return tuple(found)
 
 
 class _Names:

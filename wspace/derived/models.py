@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from wspace.derived.adapters import CONFIG, adapted, is_adapter, open_adapter
+from wspace.derived.adapters import CONFIG, Adapter, adapted, is_adapter, open_adapter
 from wspace.derived.quantised import dequantised
 from wspace.errors import CheckpointError
 from wspace.storage.checkpoints import Checkpoint, open_checkpoint
@@ -35,6 +35,15 @@ def open_model(name: str | Path) -> Checkpoint:
             "with it"
         )
     return dequantised(open_checkpoint(path))
+
+
+def open_member(name: str | Path, base: Checkpoint | None) -> Checkpoint | Adapter:
+    """:func:`open_model`; of an adapter, the base with it, or without a base the adapter alone."""
+    path = Path(name)
+    if not is_adapter(path) or (path / "config.json").is_file():
+        return open_model(name)
+    adapter = open_adapter(path)
+    return adapted(base, adapter) if base else adapter
 
 
 def _only_gguf(folder: Path) -> bool:

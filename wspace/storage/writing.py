@@ -84,6 +84,7 @@ class CheckpointWriter:
         metadata: dict[str, str],
         max_shard_bytes: int,
         pool: ThreadPoolExecutor,
+        stem: str = "model",
     ) -> None:
         self.out = out
         self._pool = pool
@@ -98,10 +99,10 @@ class CheckpointWriter:
         except OSError as error:
             raise OutputError(f"{out}: cannot be made: {error.strerror}") from error
         shards = plan_shards(tensors, max_shard_bytes)
-        self._names = ["model.safetensors"]
+        self._names = [f"{stem}.safetensors"]
         if len(shards) > 1:
             width = len(shards)
-            self._names = [f"model-{k + 1:05}-of-{width:05}.safetensors" for k in range(width)]
+            self._names = [f"{stem}-{k + 1:05}-of-{width:05}.safetensors" for k in range(width)]
         try:
             for name, shard in zip(self._names, shards, strict=True):
                 self._create(name, shard, metadata)
