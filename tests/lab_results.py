@@ -4,14 +4,20 @@ import itertools
 
 from tests.lab_zoo import FAMILIES, lab_context
 from wspace.lab.experiments import clusters, edges, efficient, lines, regions
+from wspace.lab.settings import EdgeSettings, Experiments, LineSettings, RegionSettings
 from wspace.lab.statistics import cluster_scores
 
+FEW = Experiments(
+    lines=LineSettings(alphas=5, extrapolation_steps=4),
+    regions=RegionSettings(bootstrap=100),
+    edges=EdgeSettings(seeds=2, plane_grid=5),
+)
 STARTS = ("pretrained", "centroid", "family_centroid")
 
 
 def lab_results(root):
     """Clusters, lines, regions and edges by the experiments themselves; trainings made up."""
-    context = lab_context(root)
+    context = lab_context(root, settings=FEW)
     experiments = {"clusters": clusters, "lines": lines, "regions": regions, "edges": edges}
     return {
         "name": "a test",
@@ -23,6 +29,9 @@ def lab_results(root):
         **{name: module.run(context) for name, module in experiments.items()},
         "efficient": bitfit(0.1),
         "sizes": sizes(),
+        "evaluation": {
+            "lines": {"mix": 0.2, "features": 30.0, "probe": 4.0, "forward_passes": 1234}
+        },
         "timings": {"finetune": 61.0, "clusters": 2.0},
     }
 

@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from wspace.cli import steps
 from wspace.cli.main import main
 from wspace.lab.data import BUNDLE, SPLITS, load_tasks
-from wspace.lab.demo import run_demo
+from wspace.lab.demo import merge_families, run_demo
+from wspace.lab.report.headlines import headlines
 from wspace.lab.settings import load_settings
+from wspace.lab.stages import STAGES, run_experiment
 
 FOLDERS = sorted(path.name for path in BUNDLE.iterdir() if path.is_dir())
 # a few steps, rows and points of each kind
@@ -101,11 +103,12 @@ def test_a_finished_demo_is_not_run_again(small):
     folder, said, _ = small
     before = {path: path.stat().st_mtime_ns for path in folder.glob("models/*/*")}
     steps, notes = [], []
-    again = run_demo(
-        folder, device="cpu", changes=FEW, progress=lambda *step: steps.append(step),
-        note=notes.append,
+    results = run_experiment(
+        load_settings("demo", FEW), folder, device="cpu", only=STAGES[:-1],
+        progress=lambda *step: steps.append(step), note=notes.append,
     )  # fmt: skip
-    assert again == said
+    merged = merge_families(results["zoo"], folder)
+    assert [*headlines(results), str(merged[0])] == [*said[:-1], str(folder / "merged" / "intents")]
     assert {path: path.stat().st_mtime_ns for path in folder.glob("models/*/*")} == before
     assert not [step for step in steps if step[0].startswith(("training", "evaluating", "BitFit"))]
     assert "efficient: finished before" in notes

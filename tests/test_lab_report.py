@@ -64,6 +64,7 @@ def test_the_page_is_whole_and_needs_nothing_else(report):
     assert len(page.ids) == len(set(page.ids))  # figures do not take each other's clip paths
     assert all(address.startswith(("#", "data:")) for address in page.addresses)
     assert not re.findall(r"url\((?!#)|@import|<script|<link", text)
+    assert '<td>lines</td><td class="n">1,234</td><td class="n">0.2 s</td>' in text
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
 
 

@@ -45,6 +45,8 @@ EXPLAINED = {
     "sizes": "One model for each data set and number of rows.",
 }
 
+PARTS = ("mix", "features", "probe")  # of an evaluation
+
 
 def write_report(results: Mapping[str, Any], folder: Path) -> Path:
     """``report.html`` and ``figures/*.svg, *.png`` of a results folder; returns the page's path.
@@ -170,12 +172,19 @@ def _made(results: Mapping[str, Any], lacking: list[str]) -> str:
     notes += [f"No part of any task vector: {name} ({why})" for name, why in left.items()]
     rows = [[stage, seconds(spent)] for stage, spent in results["timings"].items()]
     times = Table("Time of each stage", ("stage", "time"), rows)
+    rows = [
+        [stage, f"{spent['forward_passes']:,}", *(f"{spent[k]:.1f} s" for k in PARTS)]
+        for stage, spent in results.get("evaluation", {}).items()
+    ]
+    parts = Table("Of it, evaluating points", ("stage", "points x data sets", *PARTS), rows)
+    shown = _table(parts) if rows else ""
     facts = {**results["versions"], **results["machine"]}
     made = Table("Versions and machine", ("what", "which"), [[k, str(v)] for k, v in facts.items()])
     settings = escape(json.dumps(results["settings"], indent=1, ensure_ascii=False))
     return (
-        f'<section id="made"><h2>How it was made</h2>{_list(notes)}{_table(times)}{_table(made)}'
-        f"<details><summary>All settings</summary><pre>{settings}</pre></details></section>"
+        f'<section id="made"><h2>How it was made</h2>{_list(notes)}{_table(times)}{shown}'
+        f"{_table(made)}<details><summary>All settings</summary><pre>{settings}</pre></details>"
+        "</section>"
     )
 
 
