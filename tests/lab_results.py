@@ -62,7 +62,11 @@ def bitfit(gain):
              "seed": seed, "base_rate": 0.5, "accuracy": accuracy, "loss": 1 - accuracy, "steps": 9,
              "status": "done"}
         )  # fmt: skip
-    return {"targets": targets, "summary": efficient.summary(targets), "left_out": {}}
+    summary = efficient.summary(targets)
+    parts = [{"part": "new to the base"} | row for row in summary]
+    failed = targets[0] | {"status": "failed: the loss is not finite", "accuracy": 0.0}
+    found = {"targets": [*targets, failed], "summary": summary, "parts": parts}
+    return found | {"left_out": {"snli, pretrained": failed["status"]}}
 
 
 def sizes(right=True):

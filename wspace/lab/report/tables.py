@@ -177,19 +177,15 @@ def edges(found: Mapping[str, Any]) -> list[Table]:
 
 
 def efficient(found: Mapping[str, Any]) -> list[Table]:
-    rows = [
-        [REGIMES[row["regime"]], str(row["rows"]), STARTS[row["start"]], str(row["n"]),
-         percent(row["pretrained_accuracy"], 1), percent(row["accuracy"], 1),
-         points(row["mean_gain"]), NOTHING if row["sd"] is None else f"{100 * row['sd']:.1f}",
-         f"{row['wins']} / {row['ties']} / {row['losses']}", number(row["wilcoxon_p"]),
-         number(row["sign_p"])]
-        for row in found["summary"]
-    ]  # fmt: skip
     columns = (
         "regime", "rows", "start", "targets", "from pretrained", "from it", "gain, points", "sd",
         "won / tied / lost", "Wilcoxon p", "sign p",
     )  # fmt: skip
-    made = [Table("Gain of the start over the pretrained model", columns, rows)]
+    title = "Gain of the start over the pretrained model"
+    made = [Table(title, columns, [_gain(row) for row in found["summary"]])]
+    if found.get("parts"):
+        rows = [[row["part"], *_gain(row)] for row in found["parts"]]
+        made.append(Table(f"{title}, by kind of target", ("targets that are", *columns), rows))
     for (regime, count), accuracies in by_setting(found).items():
         starts = list(dict.fromkeys(start for _, start in accuracies))
         targets = list(dict.fromkeys(task for task, _ in accuracies))
@@ -211,12 +207,23 @@ def efficient(found: Mapping[str, Any]) -> list[Table]:
     return made
 
 
+def _gain(row: Mapping[str, Any]) -> list[str]:
+    sd = NOTHING if row["sd"] is None else f"{100 * row['sd']:.1f}"
+    return [
+        REGIMES[row["regime"]], str(row["rows"]), STARTS[row["start"]], str(row["n"]),
+        percent(row["pretrained_accuracy"], 1), percent(row["accuracy"], 1),
+        points(row["mean_gain"]), sd, f"{row['wins']} / {row['ties']} / {row['losses']}",
+        number(row["wilcoxon_p"]), number(row["sign_p"]),
+    ]  # fmt: skip
+
+
 def by_setting(found: Mapping[str, Any]) -> dict[tuple[str, Any], dict[tuple[str, str], list]]:
     """``(regime, rows) -> (task, start) -> accuracies, one for each seed``."""
     groups: dict[tuple[str, Any], dict[tuple[str, str], list]] = {}
     for one in found["targets"]:
-        group = groups.setdefault((one["regime"], one["rows"]), {})
-        group.setdefault((one["task"], one["start"]), []).append(one["accuracy"])
+        if one["status"] == "done":
+            group = groups.setdefault((one["regime"], one["rows"]), {})
+            group.setdefault((one["task"], one["start"]), []).append(one["accuracy"])
     return groups
 
 
