@@ -62,16 +62,28 @@ def add_low_rank(values, first, left, right):
     while k < values.size:
         row, column = divmod(first + k, n_columns)
         n = min(min(BLOCK, n_columns - column), values.size - k)
-        _update(update[:n], left[row - above], right[:, column : column + n])
+        _update(update[:n], left[row - above], right, column)
         for i in range(n):
             values[k + i] += update[i]
         k += n
 
 
 @inner
-def _update(update, factors, rows):
+def _update(update, factors, right, column):
+    """``update[i] = sum_k factors[k] * right[k, column + i]``, in the order of ``k``."""
     update[:] = 0
-    for k in range(factors.size):
-        factor, row = factors[k], rows[k]
+    end = column + update.size
+    rank = factors.size
+    whole = rank - rank % 4
+    for k in range(0, whole, 4):  # one load and store of the sums for four terms
+        a, b, c, d = factors[k], factors[k + 1], factors[k + 2], factors[k + 3]
+        # rows of the whole matrix: their elements are known to be neighbours
+        row_a, row_b = right[k][column:end], right[k + 1][column:end]
+        row_c, row_d = right[k + 2][column:end], right[k + 3][column:end]
+        for i in range(update.size):
+            value = fma(b, row_b[i], fma(a, row_a[i], update[i]))
+            update[i] = fma(d, row_d[i], fma(c, row_c[i], value))
+    for k in range(whole, rank):
+        factor, row = factors[k], right[k][column:end]
         for i in range(update.size):
             update[i] = fma(factor, row[i], update[i])
