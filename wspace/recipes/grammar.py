@@ -154,6 +154,8 @@ class _Parser:
             self._problems.error(node.line, "parameters: expected a mapping from names to values")
             return {}
         found = {k: parse_setting(value, k, self._problems) for k, value in node.value.items()}
+        if None in found.values():  # so that nothing is said to have no value
+            self._complete = False
         return {name: setting for name, setting in found.items() if setting}
 
     def _modules(self, top: Mapping[Any, Node], line: int) -> tuple[Module, ...]:

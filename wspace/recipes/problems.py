@@ -33,8 +33,13 @@ class Problems:
     _errors: list[Problem] = field(default_factory=list)
     _warnings: list[Problem] = field(default_factory=list)
     _notes: list[Problem] = field(default_factory=list)
+    _kinds: set[tuple[int, str]] = field(default_factory=set)
 
-    def error(self, line: int | None, text: str) -> None:
+    def error(self, line: int | None, text: str, kind: str = "") -> None:
+        """``kind``: the same kind of error in one line is told for its first tensor only."""
+        if kind and (line or 0, kind) in self._kinds:
+            return
+        self._kinds.add((line or 0, kind))
         _add(self._errors, line, text)
 
     def warn(self, line: int | None, text: str) -> None:

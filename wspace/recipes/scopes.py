@@ -59,6 +59,7 @@ class Scope:
                     problems.error(
                         source.line,
                         f"{source.model} has no {parameter.name} for tensor {inputs[row]!r}",
+                        f"no {parameter.name} in {source.model}",
                     )
                     complete = False
                 values.append(value)
@@ -66,7 +67,8 @@ class Scope:
         for parameter, chain in self.overall:
             value = _first(chain, output, t, parameter)
             if value is None and parameter.required:
-                problems.error(self.slice.line, f"no {parameter.name} for tensor {output!r}")
+                text = f"no {parameter.name} for tensor {output!r}"
+                problems.error(self.slice.line, text, f"no {parameter.name}")
                 complete = False
             overall[parameter.name] = value
         return Numbers(each, overall) if complete else None

@@ -171,7 +171,8 @@ class Tensors:
             factors = self._method.factors(numbers, None)
         except ValueError as error:
             line = self._recipe.method_line
-            self._problems.error(line, f"{self._recipe.method}, tensor {output!r}: {error}")
+            text = f"{self._recipe.method}, tensor {output!r}: {error}"
+            self._problems.error(line, text, str(error))
             return None
         rowwise = n_axes > 1 and self._method.rowwise(numbers)
         return Step(numbers, factors, scope.based, rowwise and factors is None)
