@@ -61,6 +61,7 @@ LAYERS = [
     "wspace.passes",
     "wspace.jobs",
     "wspace.lora",
+    "wspace.elementwise",
     "wspace.merging",
     "wspace.grams",
     "wspace.geometry",

@@ -88,3 +88,11 @@ class Joint(NamedTuple):
     divide: bool = False
     least: float = 0.0
     undecided: float = 1.0
+
+    def of(self, which: np.ndarray) -> Joint:
+        """The joint of some segments."""
+        lone = None if self.lone is None else self.lone[which]
+        return self._replace(
+            factor=self.factor[which], vote=self.vote[which], share=self.share[which],
+            scale=self.scale[which], lone=lone,
+        )  # fmt: skip

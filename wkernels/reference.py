@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 Rows = torch.Tensor | Sequence[torch.Tensor]
@@ -75,13 +76,11 @@ def largest(differences: torch.Tensor, count: int) -> torch.Tensor:
 
 def drawn(n: int, key: int, chance: float | torch.Tensor) -> torch.Tensor:
     """Bool ``[n]``: SplitMix64's draw ``k``, as a number in [0, 1), is below the chance."""
-    draws = []
-    for k in range(n):
-        z = (key + (k + 1) * 0x9E3779B97F4A7C15) % 2**64
-        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
-        draws.append((z ^ (z >> 31)) >> 40)
-    return torch.tensor(draws, dtype=torch.float64) / 2**24 < torch.as_tensor(chance).double()
+    z = np.uint64(key) + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
+    draws = torch.from_numpy((z >> np.uint64(40)).astype(np.float64)) / 2**24
+    return draws < torch.as_tensor(chance).double()
 
 
 def joined(

@@ -149,8 +149,9 @@ def nth_equal(
 
     def work(start: int, stop: int) -> None:
         _count_equal(
-            *rows, *base, blocks.ranges, blocks.segments, start, stop, values, like, bits, counts
-        )
+            *rows, *base, blocks.ranges, blocks.segments, start, stop, values, remaining, like,
+            bits, counts,
+        )  # fmt: skip
 
     over_ranges(work, len(blocks.ranges), step=1, threads=threads, least=4)
     found = np.full(values.shape, -1, np.int64)
@@ -178,8 +179,8 @@ def _n_equal(bits, value):
 
 @kernel
 def _count_equal(
-    addresses, codes, base_address, base_code, ranges, owners, first, last, wanted, like,
-    bits_like, counts,
+    addresses, codes, base_address, base_code, ranges, owners, first, last, wanted, remaining,
+    like, bits_like, counts,
 ):  # fmt: skip
     values = np.empty(COLUMNS, like.dtype)
     base = np.zeros(COLUMNS, like.dtype)
@@ -192,6 +193,8 @@ def _count_equal(
             if base_address.size == 1:
                 read(base_code[0], base_address[0], start, base[:n], COLUMNS)
             for i in range(addresses.size):
+                if remaining[owners[block], i] <= 0:
+                    continue
                 value[0] = wanted[owners[block], i]
                 _bits(codes[i], addresses[i], start, base[:n], values[:n], sizes[:n])
                 counts[block, i] += _n_equal(bits[:n], value[0])

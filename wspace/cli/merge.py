@@ -44,6 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--report", action="store_true",
         help="of a recipe: print norms, distances and cosines of every tensor, after one more read",
     )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N",
+        help="of recipes that draw (dare, della); default 0",
+    )  # fmt: skip
     add_strict(parser)
     add_work(parser)
 
@@ -97,8 +101,8 @@ def _run_recipe(options: argparse.Namespace) -> None:
     with progress_bar(options, "merge") as progress:
         merge_outputs(
             outputs, places, max_shard_size=options.max_shard_size, device=options.device,
-            memory=options.memory, allow_non_finite=options.allow_non_finite, progress=progress,
-            report=_print_report if options.report else None,
+            memory=options.memory, allow_non_finite=options.allow_non_finite, seed=options.seed,
+            progress=progress, report=_print_report if options.report else None,
         )  # fmt: skip
     seconds = time.perf_counter() - started
     read = format_bytes(outputs.cost(device=options.device, memory=options.memory).read_bytes)

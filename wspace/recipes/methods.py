@@ -1,44 +1,19 @@
 """The merge methods that a recipe can name: their parameters, inputs, and coefficients.
 
-A new linear method is a function in ``formulas`` and an entry here.
+A new linear method is a function in ``formulas`` and an entry here; a new one that chooses elements
+is a function in ``elementwise`` and an entry here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
-from wspace.recipes import formulas
-
-
-class Parameter(NamedTuple):
-    name: str
-    default: float | None = None  # None: none is needed, or it must be given
-    kind: Literal["number", "flag", "count"] = "number"
-    required: bool = False
-
-
-class Numbers(NamedTuple):
-    """The effective numbers of a tensor: what its method computes with."""
-
-    each: Mapping[str, tuple[float | None, ...]]  # one for each input that has such a parameter
-    overall: Mapping[str, float | None]
-
-    def flag(self, name: str) -> bool:
-        return bool(self.overall[name])
-
-    def number(self, name: str) -> float:
-        value = self.overall[name]
-        assert value is not None
-        return value
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        return tuple(weight for weight in self.each["weight"] if weight is not None)
-
+from wspace.recipes import elementwise, formulas
+from wspace.recipes.numbers import Numbers, Parameter
 
 Base = Literal["input", "first", "origin", "optional origin"]
 """What the base is to a method: one more input; its first row; the origin of all rows; either."""
@@ -47,7 +22,8 @@ Base = Literal["input", "first", "origin", "optional origin"]
 @dataclass(frozen=True)
 class Method:
     """``factors(numbers, gram)`` gives the rows' factors; ``gram`` None asks for those that need
-    none, and is answered by None where they do."""
+    none, and is answered by None where they do. ``choose(numbers)``: what a method does that
+    chooses elements, where its factors are None."""
 
     source: str
     base: Base
@@ -58,6 +34,7 @@ class Method:
     overall: tuple[Parameter, ...] = ()
     idle: tuple[str, ...] = ()  # accepted by mergekit, without effect
     rowwise: Callable[[Numbers], bool] = field(default=lambda numbers: False)
+    choose: elementwise.Choose | None = None
 
     def takes(self, n_models: int) -> bool:
         """Whether it merges that many models, besides the base where that is not one of them."""
@@ -162,17 +139,127 @@ METHODS: dict[str, Method] = {
     "passthrough": Method("", "input", _passthrough, most=1, each=(Parameter("scale"),)),
 }  # fmt: skip
 
-NOT_YET = frozenset(
-    (
-        "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties", "della",
-        "della_linear", "sce", "ram", "ramplus_tl", "nearswap", "arcee_fusion", "ties/mergekit",
-        "ties/paper", "ties/peft", "dare/paper", "dare/peft", "dare/mergekit", "della/paper",
-        "della/mergekit", "sce/exact",
-    )
-)  # fmt: skip
-"""Elementwise methods, known by name."""
+_DENSITY = Parameter("density", 1, least=0, most=1)
+_GAMMA = Parameter("gamma", 0.01, least=0, most=1)
+_SPREAD = Parameter("epsilon", 0.15, least=0, most=1)
+_LAMBDA = Parameter("lambda", 1)
+_TASKS = (_WEIGHT, _DENSITY)
 
-OTHERS = frozenset(
-    ("density", "gamma", "epsilon", "select_topk", "rescale", "int8_mask", "r", "alpha")
-)
-"""Parameters of those methods."""
+
+def _flags(*, normalize: bool, rescale: bool | None = None) -> tuple[Parameter, ...]:
+    flags = [Parameter("normalize", normalize, "flag")]
+    if rescale is not None:
+        flags.append(Parameter("rescale", rescale, "flag"))
+    return (*flags, _LAMBDA)
+
+
+def _plain(consensus: bool):
+    """The factors where all elements are kept, and no election can leave one out."""
+
+    def factors(numbers: Numbers, _gram: np.ndarray | None) -> np.ndarray | None:
+        if not elementwise.keeps_all(numbers) or (consensus and len(numbers.weights) > 1):
+            return None
+        return _task_arithmetic(numbers, None)
+
+    return factors
+
+
+def _chosen(_numbers: Numbers, _gram: np.ndarray | None) -> None:
+    return None
+
+
+def _tasks(
+    source: str, choose: Callable[..., elementwise.Choose], keep, overall: tuple[Parameter, ...],
+    *more: Parameter, consensus: bool,
+) -> Method:  # fmt: skip
+    return Method(
+        source, "origin", _plain(consensus), each=(*_TASKS, *more), overall=overall,
+        idle=("int8_mask",), choose=choose(keep, consensus=consensus),
+    )  # fmt: skip
+
+
+_TIES, _DARE = "TIES, arXiv 2306.01708", "DARE, arXiv 2311.03099"
+_CRUMBS, _DELLA = "Model breadcrumbs, arXiv 2312.06795", "DELLA, arXiv 2406.11617"
+_VECTORS, _UNBIASED = elementwise.task_vectors, elementwise.unbiased
+_PEFT = (Parameter("frequency", 0, "flag"), _LAMBDA)
+_RAM = (Parameter("epsilon", 1e-5, least=0),)
+
+METHODS |= {
+    "ties": _tasks(
+        _TIES, _VECTORS, elementwise.TRIMMED, _flags(normalize=True, rescale=False),
+        consensus=True,
+    ),
+    "ties/paper": Method(
+        _TIES, "origin", _chosen, each=(_DENSITY,), overall=(_LAMBDA,),
+        choose=elementwise.ties_paper,
+    ),
+    "ties/peft": Method(
+        _TIES, "origin", _chosen, each=_TASKS, overall=_PEFT,
+        choose=elementwise.peft(elementwise.TRIMMED),
+    ),
+    "dare_linear": _tasks(
+        _DARE, _VECTORS, elementwise.DRAWN, _flags(normalize=False, rescale=True),
+        consensus=False,
+    ),
+    "dare_ties": _tasks(
+        _DARE, _VECTORS, elementwise.DRAWN, _flags(normalize=False, rescale=True), consensus=True
+    ),
+    "dare/paper": _tasks(
+        _DARE, _UNBIASED, elementwise.DRAWN, _flags(normalize=False), consensus=False
+    ),
+    "dare/peft": Method(
+        _DARE, "origin", _chosen, each=_TASKS, overall=_PEFT,
+        choose=elementwise.peft(elementwise.DRAWN, rescale="chances"),
+    ),
+    "breadcrumbs": _tasks(
+        _CRUMBS, _VECTORS, elementwise.OUTLIERS, _flags(normalize=False, rescale=False), _GAMMA,
+        consensus=False,
+    ),
+    "breadcrumbs_ties": _tasks(
+        _CRUMBS, _VECTORS, elementwise.OUTLIERS, _flags(normalize=False, rescale=False), _GAMMA,
+        consensus=True,
+    ),
+    "della": _tasks(
+        _DELLA, _VECTORS, elementwise.RANKED, _flags(normalize=True, rescale=True), _SPREAD,
+        consensus=True,
+    ),
+    "della_linear": _tasks(
+        _DELLA, _VECTORS, elementwise.RANKED, _flags(normalize=False, rescale=True), _SPREAD,
+        consensus=False,
+    ),
+    "della/paper": _tasks(
+        _DELLA, _UNBIASED, elementwise.RANKED, _flags(normalize=True), _SPREAD, consensus=True
+    ),
+    "sce": Method(
+        "FuseChat, arXiv 2408.07990", "origin", _chosen,
+        overall=(Parameter("select_topk", 1, least=0, most=1),), idle=("int8_mask",),
+        choose=elementwise.sce(1e-6),
+    ),
+    "sce/exact": Method(
+        "FuseChat, arXiv 2408.07990", "origin", _chosen,
+        overall=(Parameter("select_topk", 1, least=0, most=1),), choose=elementwise.sce(0.0),
+    ),
+    "ram": Method(
+        "RAM, arXiv 2601.13572", "origin", _chosen, overall=_RAM, choose=elementwise.ram
+    ),
+    "ramplus_tl": Method(
+        "RAM, arXiv 2601.13572", "origin", _chosen,
+        overall=(Parameter("r", 0.1), Parameter("alpha", 0.2, least=0), *_RAM),
+        choose=elementwise.ram_plus,
+    ),
+    "nearswap": Method(
+        "model card of QuartetAnemoi-70B", "origin", _chosen, most=1,
+        overall=(Parameter("t", required=True),), choose=elementwise.nearswap,
+    ),
+    "arcee_fusion": Method(
+        "Arcee, mergekit 0.1", "origin", _chosen, most=1, choose=elementwise.arcee_fusion
+    ),
+}  # fmt: skip
+METHODS |= {
+    "ties/mergekit": METHODS["ties"],
+    "dare/mergekit": METHODS["dare_linear"],
+    "della/mergekit": METHODS["della"],
+}
+
+IDLE = frozenset(("int8_mask",))
+"""Parameters that have no effect in any method."""

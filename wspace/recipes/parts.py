@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wspace.devices import device_named
+from wspace.recipes.chosen import cost_of_chosen
 from wspace.recipes.plan import Plan
 from wspace.recipes.tensors import Step, TensorPlan
 from wspace.sizes import parse_bytes
@@ -120,7 +121,7 @@ def parts_of(plans: Sequence[Plan]) -> list[Part]:
         used_of: dict[int, tuple[tuple[int, ...] | None, np.ndarray | None]] = {}
         for tensor in plan.tensors:
             step = tensor.step
-            if step is None:
+            if step is None or step.choice:
                 continue
             if id(step) not in used_of:
                 used_of[id(step)] = _used(step)
@@ -248,6 +249,9 @@ def cost(*plans: Plan, device: str = "auto", memory: int | str = "1GiB") -> Cost
             in_bytes = sum(BITS[dtype] for dtype in dtypes) // 8
             chunk = min(fitting, numel) * (SLOTS * in_bytes + OUTPUTS * out_bytes)
             held = max(held, results + chunk)
+    for plan in plans:
+        chosen = cost_of_chosen(plan, worker, budget)
+        read, held = read + chosen.read_bytes, max(held, chosen.held_bytes)
     return Cost(read, sum(plan.nbytes for plan in plans), held)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from wspace.errors import WspaceError
 from wspace.recipes.assembly import Assembly
 from wspace.recipes.configs import Restacked, read_config, resized, restack
+from wspace.recipes.densities import check_choices
 from wspace.recipes.grammar import Recipe
-from wspace.recipes.methods import METHODS, NOT_YET, Method
+from wspace.recipes.methods import METHODS, Method
 from wspace.recipes.problems import Problems, nearest
 from wspace.recipes.references import ModelReference, Models
 from wspace.recipes.scopes import Scope, check_parameters, scope_of
@@ -97,6 +98,7 @@ def plan_recipe(
         problems.error(None, "no floating-point tensor is left to merge")
         problems.raise_errors()
     _note_dtypes(recipe, tensors, problems)
+    check_choices(recipe, tensors, problems)
     if recipe.method == "slerp":
         problems.note(
             "where two tensors' cosine is above 0.9995 (fine-tunes that moved by less than about "
@@ -120,13 +122,9 @@ def plan_recipe(
 def _method(recipe: Recipe, problems: Problems) -> Method | None:
     method = METHODS.get(recipe.method)
     if method is None:
-        if recipe.method in NOT_YET:
-            text = f"merge_method {recipe.method!r} is not there yet; there are"
-            text += f" {', '.join(METHODS)}"
-        else:
-            near = nearest(recipe.method, [*METHODS, *NOT_YET])
-            hint = f"did you mean {near}?" if near else f"known: {', '.join(METHODS)}"
-            text = f"merge_method {recipe.method!r} is unknown; {hint}"
+        near = nearest(recipe.method, METHODS)
+        hint = f"did you mean {near}?" if near else f"known: {', '.join(METHODS)}"
+        text = f"merge_method {recipe.method!r} is unknown; {hint}"
         problems.error(recipe.method_line, text)
     return method
 

@@ -19,6 +19,7 @@ from wspace.jobs import FileSink, Job, Mixes, plan_jobs, run_jobs
 from wspace.merging import copy_equal
 from wspace.passes import sum_over_tensors
 from wspace.recipes.card import RECIPE, model_card
+from wspace.recipes.chosen import ChosenTensors
 from wspace.recipes.parts import Batch, Part, batches_of, copies_of, parts_of
 from wspace.recipes.plan import Plan
 from wspace.recipes.problems import RecipeError
@@ -47,6 +48,7 @@ def merge_recipes(
     device: str = "auto",
     memory: int | str = "1GiB",
     allow_non_finite: bool = False,
+    seed: int = 0,
     progress: Progress | None = None,
     report: Callable[[str, Report], None] | None = None,
 ) -> list[Path]:
@@ -55,9 +57,10 @@ def merge_recipes(
     Tensors are written in the plans' types. An output has its donor's config and tokenizer files,
     ``wspace.json``, the recipe as ``mergekit_config.yml``, and a model card. What several outputs
     are made of is read once for all of them. A tensor whose factors come from inner products is
-    read twice: once for those, in float64, and once to be written. ``report`` is called with each
-    output's path and measurements, which take one more read of it and of its inputs, and are kept
-    beside it in ``report.json``.
+    read twice: once for those, in float64, and once to be written. Methods that choose elements
+    are run for one output after the other, and read a tensor once if ``memory`` holds it; ``seed``
+    is that of the methods that draw. ``report`` is called with each output's path and measurements,
+    which take one more read of it and of its inputs, and are kept beside it in ``report.json``.
     """
     paths = [Path(out) for out in outs]
     worker, budget = device_named(device), parse_bytes(memory)
@@ -65,9 +68,13 @@ def merge_recipes(
     for plan, path in zip(plans, paths, strict=True):
         check_output(path, plan.checkpoints, total_bytes)
     parts = parts_of(plans)
-    total = sum(part.nbytes() for part in parts)
+    chosen = [
+        ChosenTensors(plan, worker, budget, seed=seed, allow_non_finite=allow_non_finite)
+        for plan in plans
+    ]
+    total = sum(part.nbytes() for part in parts) + sum(tensors.nbytes for tensors in chosen)
     passes = _Passes(worker, budget, allow_non_finite, progress, total)
-    records = [_record(plan) for plan in plans]
+    records = [_record(plan, seed) for plan in plans]
     pool = ThreadPoolExecutor(4, thread_name_prefix="wspace-write")
     writers: list[CheckpointWriter] = []
     try:
@@ -86,6 +93,8 @@ def merge_recipes(
             for batch in batches_of(part):
                 factors = _factors(plans, part, batch, passes)
                 passes.write(part, batch, factors, writers)
+        for tensors, writer in zip(chosen, writers, strict=True):
+            tensors.write(writer, passes.follow())
         for plan, record, writer in zip(plans, records, writers, strict=True):
             files = {RECIPE: plan.recipe.text}
             measured = None
@@ -118,7 +127,7 @@ class _Passes:
         self._worker, self._budget = worker, budget
         self._progress, self._done, self._total = progress, 0, total
 
-    def _follow(self) -> Progress:
+    def follow(self) -> Progress:
         start = self._done
 
         def follow(done: int, total: int) -> None:
@@ -152,7 +161,7 @@ class _Passes:
         sums = sum_over_tensors(
             zoo, asked, (1, ends[-1]), add, worker=worker, budget=self._budget, keep=True,
             what="Gram matrices", check=None if self.allow_non_finite else finite,
-            progress=self._follow(),
+            progress=self.follow(),
         )  # fmt: skip
         table = sums.per_tensor
         assert table is not None
@@ -188,7 +197,7 @@ class _Passes:
             jobs.append(Job(mixes, KERNEL_NAMES[dtype], FileSink(outputs)))
         zoo = batch.zoo
         plans = plan_jobs(zoo, jobs, self._worker, self._budget)
-        run_jobs(zoo, jobs, plans, self._worker, self._follow(), self.allow_non_finite)
+        run_jobs(zoo, jobs, plans, self._worker, self.follow(), self.allow_non_finite)
 
 
 def _factors(
@@ -250,7 +259,7 @@ def donor_of(plan: Plan) -> Iterator[Checkpoint]:
         yield replace(donor, path=folder)
 
 
-def _record(plan: Plan) -> dict[str, Any]:
+def _record(plan: Plan, seed: int) -> dict[str, Any]:
     """What ``wspace.json`` says."""
     copied = {
         t.name: "not floating point, equal in all that have it"
@@ -264,6 +273,7 @@ def _record(plan: Plan) -> dict[str, Any]:
             "models": [str(reference) for reference in plan.references],
             "base": str(plan.recipe.base) if plan.recipe.base else None,
             "dtype": plan.recipe.out_dtype or plan.recipe.dtype,
+            "seed": seed,
             "recipe": plan.recipe.text,
         },
         "tensors": {

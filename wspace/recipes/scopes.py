@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from wspace.recipes.grammar import Module, Parameters, Recipe, Slice, Source
-from wspace.recipes.methods import METHODS, OTHERS, Method, Numbers, Parameter
+from wspace.recipes.methods import IDLE, METHODS, Method
+from wspace.recipes.numbers import Numbers, Parameter
 from wspace.recipes.problems import Problems
 from wspace.recipes.references import ModelReference
 from wspace.recipes.settings import Setting
@@ -71,7 +73,7 @@ class Scope:
                 problems.error(self.slice.line, text, f"no {parameter.name}")
                 complete = False
             overall[parameter.name] = value
-        return Numbers(each, overall) if complete else None
+        return Numbers(each, overall, self.n_own) if complete else None
 
 
 def _first(chain: Chain, name: str, t: float, parameter: Parameter) -> float | None:
@@ -148,21 +150,22 @@ def _chain(parameter: Parameter, places: Iterable[Parameters]) -> Chain:
 
 def check_parameters(recipe: Recipe, method: Method, problems: Problems) -> None:
     """Say which parameters mean nothing, or nothing where they stand."""
-    each = {parameter.name for parameter in method.each}
-    overall = {parameter.name for parameter in method.overall}
+    each = {parameter.name: parameter for parameter in method.each}
+    overall = {parameter.name: parameter for parameter in method.overall}
     elsewhere = {p.name for other in METHODS.values() for p in (*other.each, *other.overall)}
 
     def check(parameters: Mapping[str, Setting], of_model: ModelReference | None) -> None:
         for name, setting in parameters.items():
             if name in each or (name in overall and not of_model):
+                _check_range((each | overall)[name], setting, problems)
                 continue
             if name in overall:
                 text = f"{name} is a number of the whole merge: it has no effect in one model"
                 problems.warn(setting.line, text)
-            elif name in method.idle or name in elsewhere or name in OTHERS:
+            elif name in method.idle or name in elsewhere or name in IDLE:
                 problems.warn(setting.line, f"{name} has no effect in {recipe.method}")
             else:
-                problems.unknown(setting.line, "parameter", name, sorted(each | overall))
+                problems.unknown(setting.line, "parameter", name, sorted({*each, *overall}))
 
     check(recipe.parameters, None)
     for module in recipe.modules:
@@ -171,3 +174,11 @@ def check_parameters(recipe: Recipe, method: Method, problems: Problems) -> None
             check(part.parameters, None)
             for source in part.sources:
                 check(source.parameters, source.model)
+
+
+def _check_range(parameter: Parameter, setting: Setting, problems: Problems) -> None:
+    least, most = parameter.least, parameter.most
+    for value in (value for condition in setting.conditions for value in condition.values):
+        if not least <= value <= most:
+            bounds = f"{least:g} to {most:g}" if most < math.inf else f"{least:g} or more"
+            problems.error(setting.line, f"{parameter.name} {value:g}: expected {bounds}")

@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from wspace.elementwise.choices import Choice
 from wspace.recipes import layers
 from wspace.recipes.configs import read_config
 from wspace.recipes.grammar import Recipe
-from wspace.recipes.methods import Method, Numbers
+from wspace.recipes.methods import Method
+from wspace.recipes.numbers import Numbers
 from wspace.recipes.problems import Problems
 from wspace.recipes.references import ModelReference
 from wspace.recipes.scopes import Scope
@@ -32,6 +34,7 @@ class Step(NamedTuple):
     factors: np.ndarray | None  # of the rows without the origin; None: from the Gram matrix
     based: bool  # the last row is the origin
     rowwise: bool  # each row of a matrix has factors of its own
+    choice: Choice | None = None  # of elements, where there are no factors
 
 
 _COPY = Step(Numbers({}, {}), np.array([1.0]), based=False, rowwise=False)
@@ -167,15 +170,18 @@ class Tensors:
                 "nuslerp_row_wise: true (an arc for each column of a matrix) is not there yet",
             )
             return None
+        choice = None
         try:
             factors = self._method.factors(numbers, None)
+            if factors is None and self._method.choose:
+                choice = self._method.choose(numbers)
         except ValueError as error:
             line = self._recipe.method_line
             text = f"{self._recipe.method}, tensor {output!r}: {error}"
             self._problems.error(line, text, str(error))
             return None
         rowwise = n_axes > 1 and self._method.rowwise(numbers)
-        return Step(numbers, factors, scope.based, rowwise and factors is None)
+        return Step(numbers, factors, scope.based, rowwise and factors is None, choice)
 
     def _written(self, models: Sequence[int], dtypes: Sequence[str]) -> str | None:
         """The type that is written: the recipe's; else the donor's, else the first row's."""

@@ -1,0 +1,1 @@
+"""Merges that choose elements (TIES, DARE and the like): statistics of a tensor, then one write."""

@@ -1,0 +1,129 @@
+"""Chunks that statistics are taken from, as often as they need them.
+
+A tensor that fits into the memory budget is a part of one chunk, and is read once. A larger one is
+read again for each statistic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from wkernels.cpu import Pointers
+from wspace.errors import BudgetError
+from wspace.storage.headers import KERNEL_NAMES
+from wspace.stream import CUT, Chunk, ChunkPlan, Piece
+from wspace.zoo import Zoo
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A zoo's tensors cut into chunks."""
+
+    whole: list[ChunkPlan]  # of whole tensors
+    cut: list[list[ChunkPlan]]  # a tensor each
+
+
+def lay_out(
+    zoo: Zoo, rows: Sequence[int], fitting: Callable, target: Callable, unit: Callable, most: int
+) -> Layout:
+    """``fitting(dtypes)``, ``target(dtypes)``: elements that fit, and that a chunk should have.
+
+    ``unit(tensor)``: a tensor that does not fit is cut at multiples of it. ``most``: pieces in a
+    chunk.
+    """
+    whole: list[ChunkPlan] = []
+    cut: list[list[ChunkPlan]] = []
+    pieces: list[Piece] = []
+    filled, group, dtypes = 0, (), ()
+
+    def close() -> None:
+        nonlocal pieces, filled
+        if pieces:
+            whole.append(ChunkPlan(tuple(pieces), dtypes, filled))
+        pieces, filled = [], 0
+
+    for index, tensor in enumerate(zoo.tensors):
+        if tensor.group != group:
+            close()
+            group = tensor.group
+            dtypes = tuple([tensor.stored[row].record.dtype for row in rows])
+        n, limit = tensor.numel, fitting(dtypes)
+        if n > limit:
+            step = unit(tensor)
+            if step > limit:
+                raise BudgetError(
+                    f"tensor {tensor.name!r}: its rows have {step} elements, and {limit} fit into "
+                    "the memory budget; raise it"
+                )
+            step = limit // step * step
+            parts = [(start, min(start + step, n)) for start in range(0, n, step)]
+            cut.append([ChunkPlan((Piece(index, a, b, 0),), dtypes, b - a) for a, b in parts])
+            continue
+        if pieces and (filled + n > max(target(dtypes), CUT) or len(pieces) == most):
+            close()
+        if n:
+            pieces.append(Piece(index, 0, n, filled))
+            filled += n
+    close()
+    return Layout(whole, cut)
+
+
+class View(NamedTuple):
+    """Rows of a chunk as kernels take them, and which tensors they are runs of."""
+
+    rows: Pointers
+    base: Pointers
+    segments: np.ndarray  # int64 [n_pieces, 2]
+    firsts: np.ndarray  # int64 [n_pieces]: where each starts in its tensor
+    slots: np.ndarray  # int [n_pieces]: the tensor's place in the tables
+    tensors: tuple[int, ...]  # and in the zoo
+    n: int
+    at: int = 0  # elements before it in its chunk
+
+    def of_scores(self, scores: np.ndarray, copies: int = 1) -> View:
+        """The same places of a row of float32 scores."""
+        rows = Pointers.of([scores.ctypes.data] * copies, ["float32"] * copies)
+        return self._replace(rows=rows, base=Pointers.of([], []))
+
+    def repeated(self, copies: int) -> View:
+        rows = Pointers(np.tile(self.rows.addresses, copies), np.tile(self.rows.codes, copies))
+        return self._replace(rows=rows)
+
+    def split(self, units: np.ndarray) -> View:
+        """Pieces cut into runs of ``units[piece]`` elements."""
+        lengths = self.segments[:, 1] - self.segments[:, 0]
+        counts = -(-lengths // np.maximum(units, 1))
+        owner = np.repeat(np.arange(len(lengths)), counts)
+        place = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+        offsets = place * units[owner]
+        starts = self.segments[owner, 0] + offsets
+        stops = np.minimum(starts + units[owner], self.segments[owner, 1])
+        return self._replace(
+            segments=np.stack([starts, stops], axis=1), firsts=self.firsts[owner] + offsets,
+            slots=self.slots[owner],
+        )  # fmt: skip
+
+
+def view_of(chunk: Chunk, slots: Sequence[int]) -> View:
+    """A chunk on the CPU, whose last row is the base."""
+    pieces = chunk.plan.pieces
+    address = chunk.buffer.ctypes.data
+    names = [KERNEL_NAMES[dtype] for dtype in chunk.plan.dtypes]
+    rows = Pointers.of([address + start for start in chunk.starts], names)
+    return View(
+        Pointers(rows.addresses[:-1], rows.codes[:-1]),
+        Pointers(rows.addresses[-1:], rows.codes[-1:]),
+        np.array([(p.at, p.at + p.stop - p.start) for p in pieces], np.int64).reshape(-1, 2),
+        np.array([p.start for p in pieces], np.int64),
+        np.array(slots, np.int64),
+        tuple(p.tensor for p in pieces),
+        chunk.plan.n,
+    )
+
+
+Source = Callable[[], Iterator[View]]
+"""All runs of some tensors, in order, from the start each time it is called."""

@@ -1,0 +1,332 @@
+"""From a choice to a mask and a joint: the statistics of tensors that they are made of."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from wkernels import cpu
+from wkernels.masks import BEYOND, Joint, Mask, no_mask
+from wkernels.selection import ALL, Selection
+from wspace.elementwise.choices import (
+    Above,
+    Choice,
+    Drawn,
+    Important,
+    Join,
+    Largest,
+    Ranked,
+    Varied,
+)
+from wspace.elementwise.sources import Source, View
+
+SMALL = 1e-7
+"""A sum of magnitudes below which differences are not rescaled, as in mergekit."""
+
+
+def draw_key(seed: int, model: int, name: str) -> int:
+    """The key of the draws for one tensor of one model: 64 bits of SHA-256 of all three."""
+    digest = hashlib.sha256(f"{seed}/{model}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
+class Tables:
+    """Masks and joints of some tensors (the slots), which all have one choice."""
+
+    def __init__(
+        self,
+        choice: Choice,
+        shapes: Sequence[tuple[int, ...]],
+        keys: np.ndarray,
+        *,
+        wide: bool,
+        threads: int,
+        thresholds: np.ndarray | None = None,
+        undecided: float = 1.0,
+    ) -> None:
+        """``keys``: uint64 ``[slots, models]``; ``wide``: whether differences are in float64.
+
+        ``thresholds`` (bits, of each model) and ``undecided``: of whole models, if asked for.
+        """
+        self.choice, self._shapes, self._threads = choice, shapes, threads
+        self._wide = wide
+        self.sizes = np.array([int(np.prod(shape)) for shape in shapes], np.int64)
+        self.mask = no_mask(len(shapes), keys.shape[1])
+        self.mask.key[:] = keys
+        self._n = keys.shape[1]
+        self._scores: dict[int, np.ndarray] = {}
+        self._thresholds, self._undecided = thresholds, undecided
+        self.joint: Joint | None = None
+
+    def prepare(self, source: Source, *, keep_scores: bool) -> None:
+        """Reads the source as often as the choice needs it.
+
+        ``keep_scores``: whether the source gives the same memory each time.
+        """
+        self._keep_scores = keep_scores
+        self._choose(source)
+        if isinstance(self.choice.join, Join):
+            self.joint = self._joint(self.choice.join, source)
+
+    # the mask
+
+    def _choose(self, source: Source) -> None:
+        keep, mask = self.choice.keep, self.mask
+        if isinstance(keep, Largest) and keep.whole:
+            assert self._thresholds is not None
+            mask.keep[:], mask.keep_before[:] = self._thresholds, ALL
+        elif isinstance(keep, Largest):
+            counts = [keep.counts(int(n)) for n in self.sizes]
+            taken = np.stack([t for t, _ in counts])
+            dropped = np.stack([d for _, d in counts])
+            if dropped.any():
+                both = np.concatenate([taken, dropped], axis=1)
+                bits, before = self.largest(
+                    _mapped(source, lambda v: v.repeated(2)), both, wide=self._wide
+                )
+                mask.drop[:], mask.drop_before[:] = bits[:, self._n :], before[:, self._n :]
+                bits, before = bits[:, : self._n], before[:, : self._n]
+            else:
+                bits, before = self.largest(source, taken, wide=self._wide)
+            mask.keep[:], mask.keep_before[:] = bits, before
+        elif isinstance(keep, Drawn):
+            mask.chance[:] = keep.densities
+        elif isinstance(keep, Above):
+            size = np.array([keep.size], np.float64 if self._wide else np.float32)
+            mask.keep[:] = size.view(np.int64 if self._wide else np.int32)
+        elif isinstance(keep, Varied) and keep.share < 1:
+            self._choose_varied(source, keep.share)
+        elif isinstance(keep, Important):
+            self._choose_important(source)
+
+    def _choose_varied(self, source: Source, share: float) -> None:
+        scored = _mapped(source, lambda view: view.of_scores(self._score(view)))
+        sums = self._sums(scored, no_mask(len(self.sizes), 1), ranked=False)
+        # the product is taken in float32, as it decides the count
+        counts = (np.float32(share) * sums[:, :, 3].astype(np.float32)).astype(np.int64)
+        bits, before = self.largest(scored, counts, wide=False)
+        self.mask.keep[:], self.mask.keep_before[:] = self._of_scores(bits), before
+
+    def _choose_important(self, source: Source) -> None:
+        places = [[n - int(share * (n - 1)) for share in (0.5, 0.75, 0.25)] for n in self.sizes]
+        scored = _mapped(source, lambda view: view.of_scores(self._score(view), 3))
+        middle, upper, lower = self._values(scored, np.array(places, np.int64)).T
+        threshold = middle + np.float32(1.5) * (upper - lower)
+        bits = threshold.astype(np.float32).view(np.int32).astype(np.int64)
+        self.mask.keep[:] = self._of_scores(bits)[:, None]
+        self.mask.keep_before[:] = ALL
+
+    def _of_scores(self, bits: np.ndarray) -> np.ndarray:
+        """The bits of float32 scores, as those of the type that kernels compare them in."""
+        if not self._wide:
+            return bits
+        known = (bits >= 0) & (bits < BEYOND["float32"])
+        values = np.where(known, bits, 0).astype(np.int32).view(np.float32)
+        return np.where(known, values.astype(np.float64).view(np.int64), bits)
+
+    def largest(
+        self, source: Source, counts: np.ndarray, *, wide: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """``(bits, before)`` of the ``counts[slot, row]`` largest magnitudes."""
+        found = self._select(source, counts, wide=wide)
+        bits, before = found.settle()
+        for view in source() if found.left.any() else ():
+            left = found.left[view.slots]
+            place = cpu.nth_equal(
+                view.rows, view.base, view.segments, bits[view.slots], left, threads=self._threads
+            )
+            before[view.slots] = np.where(
+                place >= 0, place + view.firsts[:, None], before[view.slots]
+            )
+            found.left[view.slots] = left
+            if not found.left.any():
+                break
+        return bits, before
+
+    def _values(self, source: Source, counts: np.ndarray) -> np.ndarray:
+        """The magnitudes themselves that are the ``counts``-th largest, of float32 rows."""
+        found = self._select(source, counts, wide=False, every=True)
+        return found.prefix.astype(np.int32).view(np.float32)
+
+    def _select(
+        self, source: Source, counts: np.ndarray, *, wide: bool, every: bool = False
+    ) -> Selection:
+        found = Selection(counts, self.sizes + every, wide=wide)
+        for shift, width in found.digits():
+            table = np.zeros((*counts.shape, 1 << width), np.int64)
+            for view in source():
+                part = np.zeros((len(view.slots), *table.shape[1:]), np.int64)
+                cpu.digit_counts(
+                    view.rows, view.base, view.segments, found.prefix[view.slots], shift, width,
+                    part, threads=self._threads,
+                )  # fmt: skip
+                np.add.at(table, view.slots, part)
+            found.narrow(table, width)
+        return found
+
+    # scores
+
+    def extra(self, view: View) -> dict[str, Any]:
+        """What a mask of this choice needs besides its tables, as arguments of the kernels."""
+        keep = self.choice.keep
+        if isinstance(keep, Ranked):
+            chances = self._score(view)
+            n = len(chances)
+            addresses = [chances[i].ctypes.data for i in range(n)]
+            return {"chances": cpu.Pointers.of(addresses, ["float32"] * n)}
+        if (isinstance(keep, Varied) and keep.share < 1) or isinstance(keep, Important):
+            scores = self._score(view)
+            return {"scores": cpu.Pointers.of([scores.ctypes.data], ["float32"])}
+        return {}
+
+    def _score(self, view: View) -> np.ndarray:
+        key = int(view.base.addresses[0])
+        if self._keep_scores and key in self._scores:
+            return self._scores[key]
+        scores = self._computed(view)
+        self._scores = {key: scores}  # lives as long as kernels have its address
+        return scores
+
+    def _computed(self, view: View) -> np.ndarray:
+        keep = self.choice.keep
+        if isinstance(keep, Varied):
+            scores = np.empty(view.n, np.float32)
+            cpu.variances(view.rows, view.base, view.n, scores, threads=self._threads)
+            return scores
+        if isinstance(keep, Important):
+            scores = np.empty(view.n, np.float32)
+            for piece, slot in enumerate(view.slots):
+                start, stop = view.segments[piece]
+                shape = self._shapes[slot]
+                cpu.importances(
+                    _run(view.rows, int(start)), _run(view.base, int(start)),
+                    shape[-1] if shape else 1, int(stop - start), scores[start:stop],
+                    threads=self._threads,
+                )  # fmt: skip
+            return scores
+        assert isinstance(keep, Ranked)
+        chances = np.ones((self._n, view.n), np.float32)
+        for piece, slot in enumerate(view.slots):
+            start, stop = view.segments[piece]
+            shape = lines(self._shapes[slot], int(stop - start))
+            base = _run(view.base, int(start))
+            for i, (density, epsilon) in enumerate(zip(keep.densities, keep.epsilons, strict=True)):
+                out = chances[i, start:stop]
+                if density >= 1 or density <= 0:
+                    out[:] = density
+                    continue
+                row = cpu.Pointers(view.rows.addresses[i : i + 1], view.rows.codes[i : i + 1])
+                cpu.rank_chances(
+                    _run(row, int(start)), base, int(stop - start), shape, density, epsilon, out,
+                    threads=self._threads,
+                )  # fmt: skip
+        return chances
+
+    # the joint
+
+    def _sums(self, source: Source, mask: Mask, *, ranked: bool) -> np.ndarray:
+        """``kept_sums`` of each slot, float64 ``[slots, rows, 4]``."""
+        sums = np.zeros((len(self.sizes), mask.keep.shape[1], cpu.N_SUMS))
+        for view in source():
+            extra = self.extra(view) if view.base.addresses.size else {}
+            if ranked:  # cut at rows: their sums have the same bits wherever a chunk ends
+                units = np.array([unit_of(self.choice, self._shapes[s]) for s in view.slots])
+                view = view.split(units)
+                part = np.zeros((len(view.slots), *sums.shape[1:]))
+            else:
+                part = sums[view.slots]
+            cpu.kept_sums(
+                view.rows, view.base, view.segments, view.firsts, mask.of(view.slots), part,
+                threads=self._threads, **extra,
+            )  # fmt: skip
+            if ranked:
+                np.add.at(sums, view.slots, part)
+            else:
+                sums[view.slots] = part
+        return sums
+
+    def _joint(self, join: Join, source: Source) -> Joint:
+        n_slots, n = len(self.sizes), self._n
+        keep = self.choice.keep
+        weights = np.broadcast_to(np.array(join.weights, np.float64), (n_slots, n))
+        scales, lone = np.ones((n_slots, n)), None
+        if join.rescale == "sums" or join.by_square is not None:
+            sums = self._sums(source, self.mask, ranked=isinstance(keep, Ranked))
+            if join.by_square is not None:
+                weights = _shares(
+                    sums[:, :, 2] / np.maximum(self.sizes, 1)[:, None], join.by_square
+                )
+            else:
+                whole, kept = sums[:, :, 0], sums[:, :, 1]
+                small = (whole < SMALL) | (kept < SMALL)
+                scales = np.where(small, 1.0, whole / np.where(small, 1.0, kept))
+        elif join.rescale == "chances" and isinstance(keep, Drawn):
+            densities = np.array(keep.densities)
+            scales = scales / np.where(densities > 0, densities, 1)
+        if join.alone:
+            lone = self._lone(source, *join.alone)
+        divisor = 1.0
+        if join.divide == "total":
+            total = sum(join.weights)
+            divisor = total if abs(total) >= 1e-8 else 1.0
+        factor = weights * scales
+        return Joint(
+            factor=factor,
+            vote=factor if join.weighted_votes else scales,
+            share=np.ones((n_slots, n)) if join.divide == "count" else weights,
+            scale=np.full(n_slots, join.scale / divisor),
+            lone=lone,
+            elect=join.elect,
+            divide=join.divide in ("weights", "count"),
+            least=join.least,
+            undecided=self._undecided,
+        )
+
+    def _lone(self, source: Source, r: float, alpha: float, epsilon: float) -> np.ndarray:
+        counts = np.zeros((len(self.sizes), self._n, 2), np.int64)
+        for view in source():
+            part = np.zeros((len(view.slots), self._n, 2), np.int64)
+            cpu.agreements(
+                view.rows, view.base, view.segments, view.firsts, self.mask.of(view.slots), part,
+                threads=self._threads,
+            )  # fmt: skip
+            np.add.at(counts, view.slots, part)
+        shared, unique = counts[:, :, 0], counts[:, :, 1]
+        return 1 + r * np.clip(shared / np.maximum(unique, epsilon), 0, alpha)
+
+
+def unit_of(choice: Choice, shape: tuple[int, ...]) -> int:
+    """Elements at whose multiples a tensor may be cut; 0: anywhere that a stream cuts."""
+    if isinstance(choice.keep, Important):
+        return int(shape[-1]) if shape else 1
+    if isinstance(choice.keep, Ranked):
+        return int(np.prod(shape[1:])) if len(shape) > 1 else int(np.prod(shape))
+    return 0
+
+
+def lines(shape: tuple[int, ...], n: int) -> tuple[int, int, int]:
+    """A run of ``n`` elements of a tensor as (outer, length, inner): lines along axis 1."""
+    if len(shape) < 2:
+        return 1, n, 1
+    inner = int(np.prod(shape[2:]))
+    return n // max(shape[1] * inner, 1), shape[1], inner
+
+
+def _shares(squares: np.ndarray, least: float) -> np.ndarray:
+    """Mean squares as weights that sum to 1; equal where their sum is not above ``least``."""
+    total = squares.sum(axis=1, keepdims=True)
+    small = (total < least) | (total == 0)
+    return np.where(small, 1 / squares.shape[1], squares / np.where(small, 1, total))
+
+
+def _run(rows: cpu.Pointers, start: int) -> cpu.Pointers:
+    from wkernels.cpu.elements import WIDTHS
+
+    return cpu.Pointers(rows.addresses + start * WIDTHS[rows.codes], rows.codes)
+
+
+def _mapped(source: Source, change: Callable[[View], View]) -> Source:
+    return lambda: (change(view) for view in source())

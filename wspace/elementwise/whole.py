@@ -1,0 +1,49 @@
+"""Statistics of whole models: one threshold for all tensors, and the sign of most elements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from wkernels import cpu
+from wkernels.masks import NOTHING
+from wkernels.selection import Selection
+from wspace.elementwise.run import Count, Run, Whole
+
+
+def whole_of(runs: Sequence[Run], densities: Sequence[float], progress: Count) -> Whole:
+    """The thresholds of each model's largest differences, and the sign that most elements elect.
+
+    All tensors of all runs together are one vector of ``P`` elements for each model. Its threshold
+    is the ``int(density * P) + 1``-th largest magnitude; all that are as large are kept.
+    """
+    size = sum(run.numel for run in runs)
+    counts = np.array([[int(density * size) + 1 for density in densities]], np.int64)
+    found = Selection(counts, np.array([size]), wide=any(run.wide for run in runs))
+    for shift, width in found.digits():
+        table = np.zeros((1, len(densities), 1 << width), np.int64)
+        for run in runs:
+            for view in run.views(progress):
+                part = np.zeros((len(view.slots), *table.shape[1:]), np.int64)
+                prefix = np.repeat(found.prefix, len(view.slots), axis=0)
+                cpu.digit_counts(
+                    view.rows, view.base, view.segments, prefix, shift, width, part,
+                    threads=run.threads,
+                )  # fmt: skip
+                table[0] += part.sum(axis=0)
+        found.narrow(table, width)
+    bits = np.where(found.all, NOTHING, found.prefix)[0]
+    whole = Whole(bits, 1.0)
+    balance = 0.0
+    for run in runs:
+        for view, tables in run.prepared(whole, progress):
+            assert tables.joint is not None
+            signs = np.zeros(len(view.slots))
+            cpu.joined(
+                view.rows, view.base, view.segments, view.firsts, tables.mask.of(view.slots),
+                tables.joint.of(view.slots), cpu.Pointers.of([], []), balance=signs,
+                threads=run.threads,
+            )  # fmt: skip
+            balance += float(signs.sum())
+    return whole._replace(undecided=float(np.sign(balance)))
