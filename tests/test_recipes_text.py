@@ -198,7 +198,7 @@ parameters: {int8_mask: true, t: 0.5}
         ("merge_method: linear\nmodels: []", "r.yml:2: models: expected a list of at least one"),
         ("merge_method: linear\nmodels: [{model: a}]\nslices: []", "found models and slices"),
         ("merge_method: 3\nmodels: [{model: run-0}]", "expected the name of a method"),
-        ("merge_method: ties\nmodels: [{model: run-0}]", "'ties' is not there yet; there are lin"),
+        ("merge_method: ties\nmodels: [{model: run-0}]", "ties needs a base_model"),
         ("merge_method: linaer\nmodels: [{model: run-0}]", "unknown; did you mean linear?"),
         ("merge_method: linear\nmodels: [{model: run-0}, {model: run-0}]", "run-0 is listed twice"),
         ("merge_method: slerp\nmodels: [{model: run-0}]", "slerp needs a base_model"),
