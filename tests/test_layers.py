@@ -28,6 +28,7 @@ LAYERS = [
     "wkernels.cpu.derived",
     "wkernels.cpu.masks",
     "wkernels.cpu.selection",
+    "wkernels.cpu.kept",
     "wkernels.cpu.consensus",
     "wkernels.cpu.scores",
     "wkernels.cpu",

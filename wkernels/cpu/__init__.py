@@ -1,6 +1,7 @@
 """The CPU path: the kernels of ``wkernels.ops`` on rows of memory, without torch."""
 
-from wkernels.cpu.consensus import N_SUMS, agreements, joined, kept_sums
+from wkernels.cpu.consensus import joined
+from wkernels.cpu.kept import N_SUMS, agreements, kept_sums
 from wkernels.cpu.pointers import Pointers
 from wkernels.cpu.products import products
 from wkernels.cpu.scores import importances, pulled, rank_chances, variances

@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from wkernels import masks
+from wkernels.cpu.elements import read
 from wkernels.cpu.jit import inner
+from wkernels.cpu.pointers import Pointers
+
+COLUMNS = 1024
+"""Elements at a time."""
 
 _GAMMA, _MIX_1, _MIX_2 = (np.uint64(n) for n in (masks.GAMMA, masks.MIX_1, masks.MIX_2))
 _SHIFT = np.uint64(64 - masks.CHANCE_BITS)
@@ -83,3 +88,42 @@ def draw_each(values, position, key, chances, unbiased):
         drawn = _mixed(key, np.uint64(position + k)) < chances[k]
         kept = values[k] / (chances[k] if unbiased else one)
         values[k] = kept if drawn else zero
+
+
+NONE = Pointers(np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+def tables_of(mask: masks.Mask, compute) -> tuple:
+    """As the kernels take them; places past the bits of a float32 are those of its infinity."""
+    beyond = masks.BEYOND["float32" if compute is np.float32 else "float64"]
+    keep, drop = np.minimum(mask.keep, beyond), np.minimum(mask.drop, beyond)
+    trims = (keep != masks.NOTHING) | (drop != beyond)
+    return trims, keep, mask.keep_before, drop, mask.drop_before, mask.key, mask.chance
+
+
+@inner
+def masked(
+    i, segment, start, position, n, addresses, codes, scores, score_codes, chances, chance_codes,
+    trims, keep, keep_before, drop, drop_before, key, chance, base, bits, sizes, limits, unbiased,
+    values,
+):  # fmt: skip
+    """Row ``i``'s masked difference in ``values``; returns how many are NaN or Inf before."""
+    read(codes[i], addresses[i], start, values, COLUMNS)
+    bad = subtract(values, base)
+    if trims[segment, i]:
+        if scores.size:
+            j = i if scores.size > 1 else 0
+            read(score_codes[j], scores[j], start, sizes, COLUMNS)
+            magnitudes(sizes, sizes)
+        else:
+            magnitudes(values, sizes)
+        trim(
+            values, bits, limits, position, keep[segment, i], keep_before[segment, i],
+            drop[segment, i], drop_before[segment, i],
+        )  # fmt: skip
+    if chances.size:
+        read(chance_codes[i], chances[i], start, sizes, COLUMNS)
+        draw_each(values, position, key[segment, i], sizes, unbiased)
+    elif chance[segment, i] < 1:
+        draw(values, position, key[segment, i], chance[segment, i])
+    return bad

@@ -21,7 +21,7 @@ COLUMNS = 2048
 LANES = 4
 """Counts of each digit, added at the end: neighbours that are equal need not wait for each other"""
 
-_BITS = {np.float32: np.int32, np.float64: np.int64}
+BITS = {np.float32: np.int32, np.float64: np.int64}
 
 
 def compute_type(*parts: Pointers) -> type[np.floating]:
@@ -45,7 +45,7 @@ def digit_counts(
     with ``bits >> (shift + width) == prefix[s, i]`` count. ``counts``: int64 ``[S, N, 2**width]``.
     """
     compute = compute_type(rows, base)
-    like, bits = np.empty(0, compute), np.empty(0, _BITS[compute])
+    like, bits = np.empty(0, compute), np.empty(0, BITS[compute])
     blocks = blocks_of(segments)
 
     def work(start: int, stop: int) -> list[tuple[int, np.ndarray]]:
@@ -143,7 +143,7 @@ def nth_equal(
     0, the answer is -1.
     """
     compute = compute_type(rows, base)
-    like, bits = np.empty(0, compute), np.empty(0, _BITS[compute])
+    like, bits = np.empty(0, compute), np.empty(0, BITS[compute])
     blocks = blocks_of(segments)
     counts = np.zeros((len(blocks.ranges), len(rows)), np.int64)
 

@@ -13,8 +13,9 @@ import numpy as np
 from wkernels import cpu
 from wspace.devices import Device, processors
 from wspace.elementwise.choices import Choice, Drawn, Largest, Pull, Ranked
+from wspace.elementwise.scores import unit_of
 from wspace.elementwise.sources import Layout, View, lay_out, view_of
-from wspace.elementwise.statistics import Tables, draw_key, unit_of
+from wspace.elementwise.statistics import Tables, draw_key
 from wspace.errors import DeviceError, NonFiniteError
 from wspace.jobs import FileSink, finish
 from wspace.passes import describe_non_finite

@@ -21,6 +21,7 @@ from wspace.elementwise.choices import (
     Ranked,
     Varied,
 )
+from wspace.elementwise.scores import scores_of, unit_of
 from wspace.elementwise.sources import Source, View
 
 SMALL = 1e-7
@@ -186,44 +187,9 @@ class Tables:
         key = int(view.base.addresses[0])
         if self._keep_scores and key in self._scores:
             return self._scores[key]
-        scores = self._computed(view)
+        scores = scores_of(self.choice.keep, view, self._shapes, threads=self._threads)
         self._scores = {key: scores}  # lives as long as kernels have its address
         return scores
-
-    def _computed(self, view: View) -> np.ndarray:
-        keep = self.choice.keep
-        if isinstance(keep, Varied):
-            scores = np.empty(view.n, np.float32)
-            cpu.variances(view.rows, view.base, view.n, scores, threads=self._threads)
-            return scores
-        if isinstance(keep, Important):
-            scores = np.empty(view.n, np.float32)
-            for piece, slot in enumerate(view.slots):
-                start, stop = view.segments[piece]
-                shape = self._shapes[slot]
-                cpu.importances(
-                    _run(view.rows, int(start)), _run(view.base, int(start)),
-                    shape[-1] if shape else 1, int(stop - start), scores[start:stop],
-                    threads=self._threads,
-                )  # fmt: skip
-            return scores
-        assert isinstance(keep, Ranked)
-        chances = np.ones((self._n, view.n), np.float32)
-        for piece, slot in enumerate(view.slots):
-            start, stop = view.segments[piece]
-            shape = lines(self._shapes[slot], int(stop - start))
-            base = _run(view.base, int(start))
-            for i, (density, epsilon) in enumerate(zip(keep.densities, keep.epsilons, strict=True)):
-                out = chances[i, start:stop]
-                if density >= 1 or density <= 0:
-                    out[:] = density
-                    continue
-                row = cpu.Pointers(view.rows.addresses[i : i + 1], view.rows.codes[i : i + 1])
-                cpu.rank_chances(
-                    _run(row, int(start)), base, int(stop - start), shape, density, epsilon, out,
-                    threads=self._threads,
-                )  # fmt: skip
-        return chances
 
     # the joint
 
@@ -298,34 +264,11 @@ class Tables:
         return 1 + r * np.clip(shared / np.maximum(unique, epsilon), 0, alpha)
 
 
-def unit_of(choice: Choice, shape: tuple[int, ...]) -> int:
-    """Elements at whose multiples a tensor may be cut; 0: anywhere that a stream cuts."""
-    if isinstance(choice.keep, Important):
-        return int(shape[-1]) if shape else 1
-    if isinstance(choice.keep, Ranked):
-        return int(np.prod(shape[1:])) if len(shape) > 1 else int(np.prod(shape))
-    return 0
-
-
-def lines(shape: tuple[int, ...], n: int) -> tuple[int, int, int]:
-    """A run of ``n`` elements of a tensor as (outer, length, inner): lines along axis 1."""
-    if len(shape) < 2:
-        return 1, n, 1
-    inner = int(np.prod(shape[2:]))
-    return n // max(shape[1] * inner, 1), shape[1], inner
-
-
 def _shares(squares: np.ndarray, least: float) -> np.ndarray:
     """Mean squares as weights that sum to 1; equal where their sum is not above ``least``."""
     total = squares.sum(axis=1, keepdims=True)
     small = (total < least) | (total == 0)
     return np.where(small, 1 / squares.shape[1], squares / np.where(small, 1, total))
-
-
-def _run(rows: cpu.Pointers, start: int) -> cpu.Pointers:
-    from wkernels.cpu.elements import WIDTHS
-
-    return cpu.Pointers(rows.addresses + start * WIDTHS[rows.codes], rows.codes)
 
 
 def _mapped(source: Source, change: Callable[[View], View]) -> Source:

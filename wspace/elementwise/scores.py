@@ -1,0 +1,74 @@
+"""What a choice ranks elements by, where it is not their own magnitude."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from wkernels import cpu
+from wkernels.cpu.elements import WIDTHS
+from wspace.elementwise.choices import Choice, Important, Keep, Ranked, Varied
+from wspace.elementwise.sources import View
+
+
+def scores_of(
+    keep: Keep, view: View, shapes: Sequence[tuple[int, ...]], *, threads: int
+) -> np.ndarray:
+    """Float32 ``[n]``: variances or importances; of ranks, chances ``[models, n]``.
+
+    ``shapes``: of the tensors in the view's slots.
+    """
+    if isinstance(keep, Varied):
+        scores = np.empty(view.n, np.float32)
+        cpu.variances(view.rows, view.base, view.n, scores, threads=threads)
+        return scores
+    if isinstance(keep, Important):
+        scores = np.empty(view.n, np.float32)
+        for piece, slot in enumerate(view.slots):
+            start, stop = view.segments[piece]
+            shape = shapes[slot]
+            cpu.importances(
+                _run(view.rows, int(start)), _run(view.base, int(start)),
+                shape[-1] if shape else 1, int(stop - start), scores[start:stop],
+                threads=threads,
+            )  # fmt: skip
+        return scores
+    assert isinstance(keep, Ranked)
+    chances = np.ones((len(keep.densities), view.n), np.float32)
+    for piece, slot in enumerate(view.slots):
+        start, stop = view.segments[piece]
+        shape = lines(shapes[slot], int(stop - start))
+        base = _run(view.base, int(start))
+        for i, (density, epsilon) in enumerate(zip(keep.densities, keep.epsilons, strict=True)):
+            out = chances[i, start:stop]
+            if density >= 1 or density <= 0:
+                out[:] = density
+                continue
+            row = cpu.Pointers(view.rows.addresses[i : i + 1], view.rows.codes[i : i + 1])
+            cpu.rank_chances(
+                _run(row, int(start)), base, int(stop - start), shape, density, epsilon, out,
+                threads=threads,
+            )  # fmt: skip
+    return chances
+
+
+def unit_of(choice: Choice, shape: tuple[int, ...]) -> int:
+    """Elements at whose multiples a tensor may be cut; 0: anywhere that a stream cuts."""
+    if isinstance(choice.keep, Important):
+        return int(shape[-1]) if shape else 1
+    if isinstance(choice.keep, Ranked):
+        return int(np.prod(shape[1:])) if len(shape) > 1 else int(np.prod(shape))
+    return 0
+
+
+def lines(shape: tuple[int, ...], n: int) -> tuple[int, int, int]:
+    """A run of ``n`` elements of a tensor as (outer, length, inner): lines along axis 1."""
+    if len(shape) < 2:
+        return 1, n, 1
+    inner = int(np.prod(shape[2:]))
+    return n // max(shape[1] * inner, 1), shape[1], inner
+
+
+def _run(rows: cpu.Pointers, start: int) -> cpu.Pointers:
+    return cpu.Pointers(rows.addresses + start * WIDTHS[rows.codes], rows.codes)
