@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 
 import wkernels
 from bench import truth
 from bench.gpu_session import Session, described
-from wkernels import dtypes, reference
+from wkernels import dtypes, elementwise, reference
 
 FLOATS = tuple(getattr(torch, name) for name in dtypes.FLOATS)
 OUTPUTS = tuple(getattr(torch, name) for name in dtypes.OUTPUTS)
@@ -38,6 +39,8 @@ def checks(device: torch.device, *, past_int32: bool) -> Iterator[tuple[str, Cal
         for n_rows in (FEW_ROWS, 40, TILES_OF_ROWS, 200):
             yield f"fast products, {n_rows} rows, {dtype}", _fast_products(device, dtype, n_rows)
     yield "distances of near-duplicates", _close(device)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        yield f"elementwise merge, {dtype}", _elementwise(device, dtype)
     yield "state dicts", _tensors(device)
     if past_int32:
         yield "more than 2**31 elements", _long(device)
@@ -142,6 +145,26 @@ def _fast_products(device, dtype, n_rows) -> Callable[[], None]:
             scale = rows.norm(dim=1)
             error = ((gram - rows @ rows.T).abs() / torch.outer(scale, scale)).max().item()
             assert error <= wkernels.ops.FAST_ERROR, f"error {error:.1e} of the rows' norms"
+
+    return check
+
+
+def _elementwise(device, dtype) -> Callable[[], None]:
+    """Thresholds, draws, election and division: the bits of the CPU path."""
+
+    def check() -> None:
+        x, base = _rows(device, 4, 100_003, dtype), _rows(device, 1, 100_003, dtype, seed=1)[0]
+        weights = np.array([[0.5, 0.25, -0.75, 1.5]])
+        joint = elementwise.Joint(
+            weights, weights, abs(weights), np.array([1.25]), elect="sum", divide=True
+        )
+        found = []
+        for rows, origin in ((x, base), ([row.cpu() for row in x], base.cpu())):
+            bits, before = elementwise.largest(rows, [50_000, 1, 99_000, 20_000], base=origin)
+            mask = elementwise.no_mask(1, 4)._replace(keep=bits, keep_before=before)
+            mask.chance[:], mask.key[:] = 0.75, np.arange(4)
+            found.append(elementwise.joined(rows, mask, joint, base=origin).cpu())
+        assert torch.equal(*found), "bits differ"
 
     return check
 

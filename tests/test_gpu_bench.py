@@ -91,9 +91,13 @@ def test_checks_pass(monkeypatch, session):
     found = {}
     gpu_checks.run_all(session, found)
     assert list(found.values()) == [None] * 3
-    assert {"products", "fast products", "bits of the CPU path", "more than 2**31 elements"} <= set(
-        names
-    )
+    assert {
+        "products",
+        "fast products",
+        "elementwise merge",
+        "bits of the CPU path",
+        "more than 2**31 elements",
+    } <= set(names)
 
 
 def test_a_wrong_result_has_no_timing(session):

@@ -36,6 +36,8 @@ def largest(
     n = rows[0].numel()
     counts = np.broadcast_to(np.asarray(count, np.int64), (1, len(rows)))
     found = Selection(counts, np.array([n]), wide=wide)
+    if ops._on_gpu(rows):
+        return _largest_on_gpu(rows, base, found)
     pointers, origin = _pointers(rows, based)
     from wkernels import cpu
 
@@ -53,12 +55,31 @@ def largest(
     return bits, before
 
 
+def _largest_on_gpu(
+    rows: list[torch.Tensor], base: torch.Tensor | None, found: Selection
+) -> tuple[np.ndarray, np.ndarray]:
+    from wkernels.gpu import selection as gpu
+
+    for shift, width in found.digits():
+        shape = (len(rows), 1 << width)
+        table = torch.zeros(shape, dtype=torch.int64, device=rows[0].device)
+        gpu.digit_counts(rows, base, found.prefix[0], shift, width, table)
+        found.narrow(table.cpu().numpy()[None], width)
+    bits, before = found.settle()
+    place = gpu.nth_equal(rows, base, bits[0], found.left[0])[None]
+    return bits, np.where(place >= 0, place, before)
+
+
 def kept_sums(x: Rows, mask: Mask, *, base: torch.Tensor | None = None) -> np.ndarray:
     """Of each row's differences: ``sum |d|``, and of those kept ``sum |d|``, ``sum d**2``, count.
 
     Returns float64 ``[n_models, 4]``; sums in float64, in blocks of a fixed size added in order.
     """
     rows, based = _inputs(x, base)
+    if ops._on_gpu(rows):
+        raise ValueError(
+            "x: expected rows in host memory, got rows on a GPU; move them with .cpu()"
+        )
     from wkernels import cpu
 
     n = rows[0].numel()
@@ -90,8 +111,13 @@ def joined(
     """
     rows, based = _inputs(x, base)
     if out is None:
-        out = torch.empty(rows[0].numel(), dtype=ops._output_dtype(rows))
+        out = rows[0].new_empty(rows[0].numel(), dtype=ops._output_dtype(rows))
     ops._rows([out], "out", like=rows, types=ops.dtypes.OUTPUTS)
+    if ops._on_gpu(rows):
+        from wkernels.gpu import consensus as gpu
+
+        gpu.joined(rows, base, mask, joint, out)
+        return out
     from wkernels import cpu
 
     n = rows[0].numel()
@@ -104,12 +130,7 @@ def joined(
 
 def _inputs(x: Rows, base: torch.Tensor | None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     rows = ops._rows(x, "x")
-    based = [] if base is None else ops._rows([base], "base", like=rows)
-    if ops._on_gpu(rows):
-        raise ValueError(
-            "x: expected rows in host memory, got rows on a GPU; move them with .cpu()"
-        )
-    return rows, based
+    return rows, [] if base is None else ops._rows([base], "base", like=rows)
 
 
 def _pointers(rows: list, based: list):

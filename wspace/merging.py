@@ -13,6 +13,7 @@ import numpy as np
 from wspace.devices import device_named
 from wspace.errors import MisalignedZooError, OutputError
 from wspace.jobs import FileSink, Mixes, finish, output_dtype, plan_mixes, run_mixes
+from wspace.placement import choose, mixes_job
 from wspace.sizes import parse_bytes
 from wspace.storage.reading import Reader, append_range
 from wspace.storage.writing import CheckpointWriter, OutputTensor, check_output
@@ -89,7 +90,7 @@ def merge(
         return outs
     chosen = needed(zoo, table)
     max_shard_bytes, budget = parse_bytes(max_shard_size), parse_bytes(memory)
-    worker = device_named(device)
+    worker = device_named(choose(device, mixes_job(zoo, len(chosen.rows), chosen.n_mixes)).name)
     tensors = [OutputTensor(t.name, output_dtype(zoo, t, dtype), t.shape) for t in zoo.tensors]
     tensors += [OutputTensor(t.name, t.dtypes[0], t.shape) for t in zoo.copied]
     nbytes = sum(tensor.nbytes for tensor in tensors)

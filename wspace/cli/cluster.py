@@ -7,7 +7,16 @@ import csv
 import json
 from pathlib import Path
 
-from wspace.cli.options import add_format, add_work, add_zoo, note, note_zoo, progress_bar, zoo_of
+from wspace.cli.options import (
+    add_format,
+    add_work,
+    add_zoo,
+    device_of,
+    note,
+    note_zoo,
+    progress_bar,
+    zoo_of,
+)
 from wspace.cli.tables import show, write_csv
 from wspace.errors import OutputError, WspaceError
 
@@ -41,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from wspace import geometry
     from wspace.grams import gram
+    from wspace.placement import products_job
 
     zoo = zoo_of(options)
     note_zoo(options, zoo)
@@ -50,9 +60,10 @@ def run(options: argparse.Namespace) -> None:
     report = Path(options.report) if options.report else None
     if report and report.exists():
         raise OutputError(f"{report}: exists; choose another name, or remove it first")
+    device = device_of(options, products_job(zoo, len(zoo)))
     with progress_bar(options, "Gram matrix") as progress:
         products = gram(
-            zoo, per_tensor=False, device=options.device, memory=options.memory,
+            zoo, per_tensor=False, device=device, memory=options.memory,
             allow_non_finite=options.allow_non_finite, progress=progress,
         )  # fmt: skip
     if options.method == "spectral":

@@ -8,6 +8,7 @@ from wspace.cli.options import (
     add_format,
     add_work,
     add_zoo,
+    device_of,
     note,
     note_zoo,
     progress_bar,
@@ -36,11 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from wspace import geometry
     from wspace.grams import gram, pairwise_distances, refine
+    from wspace.placement import products_job
 
     zoo = zoo_of(options)
     note_zoo(options, zoo)
     columns = ["model", *zoo.names]
-    work = {"device": options.device, "memory": options.memory}
+    device = device_of(options, products_job(zoo, len(zoo)))
+    work = {"device": device, "memory": options.memory}
     to_base = None
     with progress_bar(options, "distances") as progress:
         if options.metric == "l1":

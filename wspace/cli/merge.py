@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from wspace.cli.check import add_strict, is_recipe, outputs_of
-from wspace.cli.options import add_work, add_zoo, note, note_zoo, progress_bar, zoo_of
+from wspace.cli.options import add_work, add_zoo, device_of, note, note_zoo, progress_bar, zoo_of
 from wspace.cli.tables import show
 from wspace.errors import WeightsError, WspaceError
 from wspace.sizes import format_bytes
@@ -57,6 +57,7 @@ def run(options: argparse.Namespace) -> None:
         _run_recipe(options)
         return
     from wspace.merging import merge  # numpy: not for --help
+    from wspace.placement import mixes_job
 
     started = time.perf_counter()
     zoo = zoo_of(options)
@@ -71,10 +72,11 @@ def run(options: argparse.Namespace) -> None:
         raise WeightsError(
             f"{len(weights)} mixes and {len(options.output)} outputs: give -o once for each mix"
         )
+    device = device_of(options, mixes_job(zoo, len(zoo.checkpoints), len(weights)))
     with progress_bar(options, "merge") as progress:
         outs = merge(
             zoo, weights, options.output, dtype=options.dtype,
-            max_shard_size=options.max_shard_size, device=options.device, memory=options.memory,
+            max_shard_size=options.max_shard_size, device=device, memory=options.memory,
             allow_non_finite=options.allow_non_finite, progress=progress,
         )  # fmt: skip
     seconds = time.perf_counter() - started

@@ -12,6 +12,7 @@ from wspace.errors import WspaceError
 from wspace.zoo import Zoo, open_zoo
 
 if TYPE_CHECKING:
+    from wspace.placement import Job
     from wspace.stream import Progress
 
 
@@ -34,7 +35,9 @@ def add_zoo(parser: argparse.ArgumentParser) -> None:
 
 def add_work(parser: argparse.ArgumentParser) -> None:
     """Where and within what memory a pass runs."""
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--device", default="auto", help="auto (default), cpu, cuda, cuda:N, or cuda:0,cuda:1"
+    )
     parser.add_argument(
         "--memory", default="1GiB", metavar="SIZE", help="bound on all buffers (default 1GiB)"
     )
@@ -62,6 +65,16 @@ def zoo_of(options: argparse.Namespace) -> Zoo:
 def note(options: argparse.Namespace, text: str) -> None:
     if not options.quiet:
         print(text, file=sys.stderr)
+
+
+def device_of(options: argparse.Namespace, job: Job) -> str:
+    """The device that a pass runs on; says why, where there was a choice."""
+    from wspace.placement import choose
+
+    choice = choose(options.device, job)
+    if choice.reason:
+        note(options, f"note: {choice.reason}")
+    return choice.name
 
 
 def note_zoo(options: argparse.Namespace, zoo: Zoo) -> None:

@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from wkernels import moments
-from wkernels.gpu import products, statistics, weighted_sum
+from wkernels import masks, moments
+from wkernels.gpu import consensus, products, selection, statistics, weighted_sum
 
 N = 4096
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
@@ -49,6 +49,22 @@ def _statistics(dtype, base=None):
     origin = None if base is None else torch.zeros(N, dtype=base)
     sums = torch.zeros((1, 3, moments.N), dtype=F64)
     statistics.launch(_rows(3, dtype), origin, np.array([[0, N]]), sums)
+
+
+def _count(width, shift, dtype, base=None):
+    rows, counts = _rows(3, dtype), torch.zeros((3, 1 << width), dtype=torch.int64)
+    origin = None if base is None else torch.zeros(N, dtype=base)
+    selection.digit_counts(rows, origin, np.zeros(3, np.int64), shift, width, counts)
+
+
+def _join(n_rows, dtype, *, elect="sum", drawn=False):
+    table = np.ones((1, n_rows))
+    joint = masks.Joint(table, table, table, np.ones(1), elect=elect, divide=True)
+    mask = masks.no_mask(1, n_rows)
+    if drawn:
+        mask.chance[:] = 0.5
+    base = torch.zeros(N, dtype=dtype)
+    consensus.joined(_rows(n_rows, dtype), base, mask, joint, torch.zeros_like(base))
 
 
 CASES: dict[str, Callable[[], None]] = {
@@ -97,4 +113,11 @@ CASES: dict[str, Callable[[], None]] = {
     "statistics float32, base": partial(_statistics, F32, F32),
     "statistics float64": partial(_statistics, F64),
     "statistics float8_e5m2": partial(_statistics, E5M2),
+    "digits bf16, base": partial(_count, 11, 20, BF16, BF16),
+    "digits float32": partial(_count, 10, 10, F32),
+    "digits float64, base": partial(_count, 11, 52, F64, F64),
+    "join bf16, elected": partial(_join, 8, BF16),
+    "join bf16, drawn": partial(_join, 8, BF16, elect="none", drawn=True),
+    "join float32, signs, drawn": partial(_join, 8, F32, elect="signs", drawn=True),
+    "join float64, elected": partial(_join, 8, F64),
 }
