@@ -84,10 +84,13 @@ def run(options: argparse.Namespace) -> None:
 def _summary(outputs: Outputs, total: Cost, memory: str) -> Iterator[str]:
     for output in outputs:
         plan = output.plan
+        donor = plan.references[plan.donor]
+        files = f"config and tokenizer from {donor}"
+        if plan.tokenizer.folder != plan.checkpoints[plan.donor].folder:
+            files = f"config from {donor}, tokenizer from {plan.tokenizer}"
         yield (
             f"{output.name}{': ' if output.name else ''}{len(plan.tensors)} tensors from "
-            f"{len(plan.checkpoints)} models; left out: {len(plan.left_out)}; config and tokenizer "
-            f"from {plan.references[plan.donor]}"
+            f"{len(plan.checkpoints)} models; left out: {len(plan.left_out)}; {files}"
         )
     yield (
         f"read {format_bytes(total.read_bytes)}, write {format_bytes(total.write_bytes)}, memory "
