@@ -115,6 +115,7 @@ def cases(family: str, near: bool) -> Iterator[Case]:
     yield case("model_stock", _recipe("model_stock", _models(family, 3), base))
     yield case("model_stock by rows", _recipe(
         "model_stock", _models(family, 2), base, "parameters: {filter_wise: true}"))  # fmt: skip
+    yield from _elementwise(family, base)
     yield case("passthrough", _recipe("passthrough", _models(family, 1)))
     yield case("passthrough, scaled", _recipe("passthrough", _models(
         family, 1, ["scale: [{filter: mlp, value: [0.5, 2]}, {value: 1.5}]"])))  # fmt: skip
@@ -166,6 +167,39 @@ dtype: float32
         _recipe("linear", _models(family, 3, weights), more="out_dtype: bfloat16"),
         2**-8,
     )
+
+
+def _elementwise(family: str, base: str) -> Iterator[Case]:
+    """The deterministic methods that choose elements; gamma is such that no tensor has none."""
+    signed = ["weight: 0.5", "weight: 1.25", "weight: -0.25"]
+
+    def three(method: str, own: str, overall: str) -> str:
+        parameters = [f"{weight}, {own}" if own else weight for weight in signed]
+        return _recipe(method, _models(family, 3, parameters), base, f"parameters: {{{overall}}}")
+
+    def of_all(method: str, n: int, overall: str) -> str:
+        return _recipe(method, _models(family, n), base, f"parameters: {{{overall}}}")
+
+    for name, text in {
+        "ties": three("ties", "density: 0.4", ""),
+        "ties, all kept": three("ties", "", "lambda: 1.5"),
+        "ties, not normalised": three("ties", "density: 0.3", "normalize: false, lambda: 0.7"),
+        "ties, rescaled": three("ties", "density: 0.3", "rescale: true"),
+        "ties, gradient and filter": three(
+            "ties", "density: [{filter: mlp, value: [0.2, 0.9]}, {value: 0.5}]", ""
+        ),
+        "breadcrumbs": three("breadcrumbs", "density: 0.6, gamma: 0.1", ""),
+        "breadcrumbs_ties": three("breadcrumbs_ties", "density: 0.6, gamma: 0.1", "lambda: 1.2"),
+        "sce": of_all("sce", 3, ""),
+        "sce, selected": of_all("sce", 3, "select_topk: 0.3"),
+        "ram": of_all("ram", 3, "epsilon: 0.01"),
+        "ramplus_tl": of_all("ramplus_tl", 3, "epsilon: 0.01, r: 0.5, alpha: 0.3"),
+        "nearswap": of_all("nearswap", 1, "t: 0.02"),
+    }.items():
+        yield Case(f"{family} {name}", text)
+    yield Case(f"{family} arcee_fusion", of_all("arcee_fusion", 1, ""), NEAR_LIMIT)
+    text = three("ties", "density: 0.4", "")
+    yield Case(f"{family} ties to bfloat16", text + "out_dtype: bfloat16\n", 2**-8)
 
 
 def make_models(root: Path) -> dict[str, bool]:

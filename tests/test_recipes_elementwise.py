@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import wspace as ws
 from tests import elementwise_truth as truth
 from tests.recipes import merged, plan
 from tests.zoos import save
@@ -378,3 +379,20 @@ def test_nan_in_an_input_is_refused_with_its_name(zoos, tmp_path, monkeypatch):
     with pytest.raises(Exception, match=r"m1.*'w' has NaN or Inf"):
         merged(recipe("dare_ties", "density: 0.5"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_geometric_median_is_that_of_each_tensor(zoos, tmp_path):
+    """The sum of distances is that of the median found by another algorithm, on the same Gram."""
+    text = recipe("geometric_median", "", weighted=False)
+    found = merged(text, tmp_path / "out")
+    for name in ("layers.0.mlp.weight", "embed.weight"):
+        base, *rows = (zoos["full"][k][name].double().flatten() for k in ("base", "m0", "m1", "m2"))
+        d = torch.stack(rows) - base
+        weights = ws.geometric_median(d @ d.T)[0]
+
+        def total(point, rows=rows):
+            return float(sum((row - point).norm() for row in rows))
+
+        best = total(base + weights @ d)
+        assert total(found[name].double().flatten()) <= best * (1 + 1e-6)
+        assert best < total(base + d.mean(0))

@@ -150,6 +150,28 @@ def model_stock(gram: np.ndarray, *, eps: float) -> np.ndarray:
     return np.repeat(t[:, None] / n, n, axis=1)
 
 
+def geometric_median(gram: np.ndarray, *, max_iter: int, tol: float) -> np.ndarray:
+    """The mix with the least sum of distances to all rows, by Weiszfeld's iteration on its weights.
+
+    ``w_i ~ 1 / |x_i - sum_k w_k x_k|`` from the average, until no weight moves by more than
+    ``tol``; a row that the mix reaches keeps it. Source: Weiszfeld 1937; RFA, arXiv 1912.13445.
+    """
+    n = gram.shape[1]
+    at = np.full(gram.shape[:2], 1 / n)
+    squares = np.einsum("tii->ti", gram)
+    tiny = 1e-14 * np.maximum(squares.max(axis=1, initial=0), np.finfo(np.float64).tiny)[:, None]
+    for _ in range(max_iter):
+        along = np.einsum("tij,tj->ti", gram, at)
+        mean = (along * at).sum(axis=1, keepdims=True)
+        pull = 1 / np.sqrt(np.maximum(squares - 2 * along + mean, tiny))
+        moved = pull / pull.sum(axis=1, keepdims=True)
+        done = np.abs(moved - at).max(initial=0) <= tol
+        at = moved
+        if done:
+            break
+    return at
+
+
 def _norms(gram: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(np.einsum("tii->ti", gram), 0))
 

@@ -90,6 +90,14 @@ def _karcher(numbers: Numbers, gram: np.ndarray | None) -> np.ndarray | None:
     )
 
 
+def _geometric_median(numbers: Numbers, gram: np.ndarray | None) -> np.ndarray | None:
+    if gram is None:
+        return None
+    return formulas.geometric_median(
+        gram, max_iter=int(numbers.number("max_iter")), tol=numbers.number("tol")
+    )
+
+
 def _model_stock(eps: float):
     def factors(_numbers: Numbers, gram: np.ndarray | None) -> np.ndarray | None:
         return None if gram is None else formulas.model_stock(gram, eps=eps)
@@ -127,6 +135,10 @@ METHODS: dict[str, Method] = {
     "karcher": Method(
         "Karcher 1977; arXiv 2603.04972", "input", _karcher,
         overall=(Parameter("max_iter", 10, "count"), Parameter("tol", 1e-5)),
+    ),
+    "geometric_median": Method(
+        "Weiszfeld 1937; RFA, arXiv 1912.13445", "optional origin", _geometric_median,
+        overall=(Parameter("max_iter", 1000, "count"), Parameter("tol", 1e-9)),
     ),
     "model_stock": Method(
         "arXiv 2403.19522", "origin", _model_stock(1e-6), least=2, overall=_STOCK,
