@@ -10,7 +10,7 @@ NOTHING = "–"
 
 LEVELS = {"same-dataset": "same data set", "same-task": "same family", "general": "all families"}
 STARTS = {
-    "pretrained": "pretrained",
+    "pretrained": "pretrained model",
     "centroid": "centroid of all others",
     "family_centroid": "centroid of its family",
 }

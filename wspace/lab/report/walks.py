@@ -65,9 +65,10 @@ def _numbers(values: Sequence[Any]) -> np.ndarray:
 
 def _band(panel: Axes, at: Any, mean: Any, sd: Any, n: int) -> None:
     middle, around = _numbers(mean), np.nan_to_num(_numbers(sd))
-    panel.plot(at, middle, "o-", color=COLOURS[0], markersize=4, label=f"mean of {n} lines")
+    name = f"mean of {n} lines" if n > 1 else "one line"
+    panel.plot(at, middle, "o-", color=COLOURS[0], markersize=4, label=name)
     panel.fill_between(at, middle - around, middle + around, color=COLOURS[0], alpha=0.22,
-                       linewidth=0, label="± standard deviation")  # fmt: skip
+                       linewidth=0, label="± standard deviation" if n > 1 else None)  # fmt: skip
 
 
 def _pretrained(panel: Axes, base: float, curve: np.ndarray) -> None:
