@@ -23,7 +23,7 @@ from bench.merging import Command
 from bench.moe import make_headers
 from bench.recipe_cases import CASES, RecipeCase
 from bench.report import Figure, as_markdown, timings, write_report
-from wspace.recipes import Problems, cost, parse_recipe, plan_recipe
+from wspace.recipes import Problems, cost, parse_recipe, plan_outputs, plan_recipe
 from wspace.recipes.methods import METHODS
 from wspace.recipes.references import Models
 from wspace.storage.checkpoints import open_checkpoint
@@ -61,7 +61,11 @@ def recipe_figure(
     recipe = scratch / f"{case.method}.yml"
     recipe.write_text(case.text(folder))
     inputs = case.inputs(folder)
-    read, written = case.reads * merging.size_bytes(inputs), merging.size_bytes(inputs[:1])
+    outputs = plan_outputs(recipe.read_text(), Problems(str(recipe)))
+    # one read of whole tensors may do where they fit in memory
+    read = min(case.reads * merging.size_bytes(inputs), outputs.cost().read_bytes)
+    reads = read / merging.size_bytes(inputs)
+    written = merging.size_bytes(inputs[:1])
     ours = Command(
         [sys.executable, "-m", "wspace", "merge", recipe, "-o", scratch / "ours", "--quiet"],
         read + written, scratch / "ours",
@@ -74,7 +78,7 @@ def recipe_figure(
     seconds = interleave(works, repeats)
     checked = recipe_truth.check(case, scratch / "ours", folder)
     turns = zip(*seconds.values(), strict=True)
-    floors = [(m, case.reads * cat + write) for cat, write, m in turns]
+    floors = [(m, reads * cat + write) for cat, write, m in turns]
     net = [mine - starts.of("wspace") for mine, _ in floors]
     ratios = {
         "wall / floor": spread(mine / floor for mine, floor in floors),
@@ -102,7 +106,7 @@ def recipe_figure(
     return Figure(
         f"{case.method}: {len(inputs)} checkpoints",
         f"`{case.parameters or 'no parameters'}`. The floor reads {len(inputs)} checkpoints "
-        f"{case.reads} x ({read:,} bytes) and writes one ({written:,} bytes).",
+        f"{reads:.2f} x ({read:,} bytes) and writes one ({written:,} bytes).",
         timings(works, seconds), ratios, checked, peaks,
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ class RecipeCase(NamedTuple):
     method: str
     n_models: int  # besides the base
     base: str  # "": none; "base"; or "model": a model in its place, for methods of two
-    reads: int  # how often the inputs must be read, the writing pass included
+    reads: int  # how often the inputs must be read at most, the writing pass included
     goal: float | None = None  # times as fast as mergekit, each net of its --help
     weight: float | None = None  # of each model
     parameters: str = ""
