@@ -313,7 +313,7 @@ MISTAKES = {
     # which machine
     "unknown device": (
         ["merge", *ALL, *UNIFORM, "--device", "tpu"],
-        "device 'tpu': expected auto, cpu, cuda or cuda:N$",
+        "device 'tpu': expected auto, cpu, cuda, cuda:N, or cuda:N,cuda:M for several$",
     ),
     "device without a number": (
         ["distances", *ALL, "--device", "cuda:x"],
