@@ -61,7 +61,12 @@ def settings_of(root, **changes):
 @pytest.fixture(scope="module")
 def done(root):
     """Results of a whole run, and its folder."""
-    found = run_experiment(settings_of(root), root / "whole", device="cpu", only=RUN)
+    notes = []
+    found = run_experiment(
+        settings_of(root), root / "whole", device="cpu", only=RUN, note=notes.append
+    )
+    assert any("heads (of 2 labels) take no part in the geometry" in note for note in notes)
+    assert any("probes of 24 rows on 32 features overfit" in note for note in notes)
     return found, root / "whole"
 
 

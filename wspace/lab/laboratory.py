@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,8 @@ from wspace.zoo import Zoo, open_zoo
 
 # Of the memory that is free: the zoo stays resident, and training and features need theirs.
 RESIDENT_SHARE = 0.8
+# With fewer rows than features a probe fits all of them, and only the penalty holds it.
+WEAK_PENALTY = 0.01
 
 
 class StageError(WspaceError):
@@ -135,6 +138,13 @@ class Lab:
 
     @cached_property
     def evaluator(self) -> Evaluator:
+        probe = self.settings.probe
+        rows = [min(len(task.train), probe.train_rows or math.inf) for task in self.tasks.values()]
+        if min(rows) <= self.encoder.hidden and probe.l2 < WEAK_PENALTY:
+            self.note(
+                f"note: probes of {min(rows)} rows on {self.encoder.hidden} features overfit, and "
+                "their losses say little; raise probe.train_rows or probe.l2"
+            )
         return Evaluator(
             self.encoder, self.resident, self.tasks, self.settings.probe,
             self.folder / "cache" / "losses.jsonl", self.progress, identities=self.identities,
