@@ -290,6 +290,8 @@ def test_the_plane_has_its_models_on_it(lab, found):
     other = edges.run(with_settings(lab, edges=named))["plane"]
     assert other["models"] == ["trec-1", "imdb-0", "snli-2"]
     assert np.shape(other["tasks"]["trec"]["loss"]) == (3, 3)
+    none = edges.run(with_settings(lab, edges=EdgeSettings(plane_grid=0)))
+    assert none["plane"] is None and "not asked for" in none["left_out"]["plane"]
     wrong = EdgeSettings(plane=("trec-1", "imdb-0", "snli-9"))
     with pytest.raises(WspaceError, match=r"three models of the zoo, got trec-1, imdb-0, snli-9"):
         edges.run(with_settings(lab, edges=wrong))

@@ -135,7 +135,7 @@ class EdgeSettings:
     seeds: int = 5
     kind: Literal["xavier", "xavier-uniform", "gaussian"] = "gaussian"
     plane: tuple[str, ...] = ()  # three models; default: of three data sets
-    plane_grid: int = 9  # points a side
+    plane_grid: int = 9  # points a side; 0: no plane
     plane_margin: float = 0.35  # beyond the three models, in sides of their triangle
 
 

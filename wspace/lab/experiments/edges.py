@@ -95,6 +95,8 @@ def _corners(context: Context) -> tuple[int, int, int] | str:
     """The plane's three models: those named, or the first of three data sets."""
     settings = context.settings.edges
     assert settings is not None
+    if settings.plane_grid < 2:
+        return "it is not asked for (plane_grid)"
     if settings.plane:
         missing = [name for name in settings.plane if name not in context.gram.members]
         if missing or len(settings.plane) != 3:
