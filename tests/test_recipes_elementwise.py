@@ -17,9 +17,9 @@ SHAPES = {
     "embed.weight": (50, 8),
     **{
         f"layers.{k}.{name}": shape
-        for k in range(3)
+        for k in range(2)
         for name, shape in {
-            "attn.weight": (37, 23), "mlp.weight": (300, 131), "norm.weight": (23,),
+            "attn.weight": (37, 23), "mlp.weight": (300 - 170 * k, 131), "norm.weight": (23,),
             "patch.weight": (4, 5, 3, 3),
         }.items()
     },
@@ -95,17 +95,19 @@ def trim(density):
     return lambda name, d, shape: truth.trimmed(d, [density] * len(d))
 
 
-@pytest.mark.parametrize("zoo", ["full", "half"])
-@pytest.mark.parametrize("density", [0.01, 0.3, 1])
+PLAIN = ("", {"normalize": True})
+SCALED = ("normalize: false, lambda: 1.5", {"normalize": False, "scale": 1.5})
+RESCALED = ("rescale: true", {"normalize": True, "rescale": True})
+
+
 @pytest.mark.parametrize(
-    ("parameters", "options"),
+    ("zoo", "density", "parameters", "options"),
     [
-        ("", {"normalize": True}),
-        ("normalize: false, lambda: 1.5", {"normalize": False, "scale": 1.5}),
-        ("rescale: true", {"normalize": True, "rescale": True}),
+        ("full", 0.3, *PLAIN), ("half", 0.01, *PLAIN), ("half", 1, *PLAIN),
+        ("half", 0.3, *SCALED), ("full", 1, *SCALED), ("full", 0.01, *RESCALED),
+        ("half", 0.3, *RESCALED),
     ],
-    ids=["default", "lambda", "rescaled"],
-)
+)  # fmt: skip
 def test_ties(zoos, tmp_path, zoo, density, parameters, options):
     found = merged(recipe("ties", f"density: {density}", parameters, zoo), tmp_path / "out")
     check(found, zoos[zoo], vectors(trim(density), consensus=True, **options))
@@ -143,9 +145,13 @@ def models(zoo):
     return range(3)
 
 
-@pytest.mark.parametrize("zoo", ["full", "half"])
-@pytest.mark.parametrize("gamma", [0.0, 0.01, 0.2])
-@pytest.mark.parametrize("method", ["breadcrumbs", "breadcrumbs_ties"])
+@pytest.mark.parametrize(
+    ("zoo", "gamma", "method"),
+    [
+        ("half", 0.0, "breadcrumbs"), ("full", 0.01, "breadcrumbs"), ("half", 0.2, "breadcrumbs"),
+        ("full", 0.2, "breadcrumbs_ties"), ("half", 0.01, "breadcrumbs_ties"),
+    ],
+)  # fmt: skip
 def test_breadcrumbs(zoos, tmp_path, zoo, gamma, method):
     """With no outliers, as in tensors smaller than 1 / gamma, all of density is kept (trap 1)."""
     found = merged(recipe(method, f"density: 0.6, gamma: {gamma}", "", zoo), tmp_path / "out")
@@ -173,9 +179,13 @@ def test_della(zoos, tmp_path, zoo, method):
     ))  # fmt: skip
 
 
-@pytest.mark.parametrize("zoo", ["full", "half"])
-@pytest.mark.parametrize("share", [0, 0.1, 0.5, 1])
-@pytest.mark.parametrize("method", ["sce", "sce/exact"])
+@pytest.mark.parametrize(
+    ("zoo", "share", "method"),
+    [
+        ("full", 0, "sce"), ("half", 0.1, "sce"), ("full", 0.5, "sce"), ("half", 1, "sce"),
+        ("full", 0.1, "sce/exact"), ("half", 0.5, "sce/exact"),
+    ],
+)  # fmt: skip
 def test_sce(zoos, tmp_path, zoo, share, method):
     """A share of 0 is the base, in its shape (trap 26)."""
     text = recipe(method, "", f"select_topk: {share}", zoo, weighted=False)
@@ -282,9 +292,9 @@ def test_bits_do_not_depend_on_memory_or_shards(zoos, tmp_path, method):
     weighted = "weight" in str(plan_parameters(method))
     text = recipe(method, own, parameters, "half", n, weighted)
     found = merged(text, tmp_path / "all")
-    memory = 1_050_000  # 16384 elements of four models, not the 39300 of the largest tensor
+    memory = 1_050_000  # 16384 elements of four models, not the 39300 and 17030 of two
     (work,) = works_of(plan(text)[0])
-    assert len(layout_of(work, device_named("cpu"), memory).cut) == 3
+    assert len(layout_of(work, device_named("cpu"), memory).cut) == (2 if n > 1 else 1)
     small = merged(text, tmp_path / "small", memory=memory, max_shard_size="20KB")
     assert found.keys() == small.keys()
     for name, tensor in found.items():

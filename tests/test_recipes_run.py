@@ -18,7 +18,7 @@ SHAPES = {
         f"layers.{k}.{name}": shape
         for k in range(4)
         for name, shape in {
-            "attn.weight": (37, 23), "mlp.weight": (300, 131), "norm.weight": (23,),
+            "attn.weight": (37, 23), "mlp.weight": (150, 131), "norm.weight": (23,),
         }.items()
     },
     "head.weight": (50, 8),
