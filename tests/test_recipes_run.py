@@ -314,6 +314,7 @@ def test_weights_that_are_no_powers_of_two_do_not_scale(tmp_path, monkeypatch):
 
 
 def test_float16_near_its_end_does_not_overflow(tmp_path, monkeypatch):
+    """3 * 60000 is no float16: weights are divided by their sum before anything is rounded (28)."""
     monkeypatch.chdir(tmp_path)
     for k in range(2):
         save(tmp_path / f"m{k}", {"w": torch.full((8,), 60000.0, dtype=torch.float16)})

@@ -43,9 +43,14 @@ def command(*arguments, **environment):
     )  # fmt: skip
 
 
-def test_nothing_depends_on_hashes(tmp_path):
-    """The order of inputs, the donor of the config, the card: all as the recipe lists them."""
-    text = LINEAR.replace("linear", "multislerp").replace("weight: 1", "weight: [0.3, 0.9]")
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [("multislerp", ""), ("sce", "base_model: run-2\n")],
+    ids=["linear", "chosen"],
+)
+def test_nothing_depends_on_hashes(tmp_path, method, more):
+    """Inputs, the donor of the config, the card: all as the recipe lists them (trap 4)."""
+    text = LINEAR.replace("linear", method).replace("weight: 1", "weight: [0.3, 0.9]") + more
     (tmp_path / "r.yml").write_text(text)
     found = []
     for seed in ("1", "2"):
@@ -54,8 +59,22 @@ def test_nothing_depends_on_hashes(tmp_path):
         assert done.returncode == 0, done.stderr
         found.append({file.name: file.read_bytes() for file in out.iterdir()})
     assert found[0] == found[1]
-    assert json.loads(found[0]["config.json"])["model"] == 1, "the first that is listed"
-    assert json.loads(found[0]["generation_config.json"]) == {"of": 1}
+    donor = 2 if more else 1  # the base, or the first that is listed
+    assert json.loads(found[0]["config.json"])["model"] == donor
+    assert json.loads(found[0]["generation_config.json"]) == {"of": donor}
+
+
+def test_arcee_fusion_in_bfloat16_is_written_in_bfloat16(tmp_path):
+    """Every tensor, and the config that describes them (trap 14)."""
+    text = "merge_method: arcee_fusion\nmodels: [{model: run-0}]\nbase_model: run-1\n"
+    out = merged(text + "dtype: bfloat16\n", tmp_path / "out")
+    exact = merged(text, tmp_path / "exact")
+    assert {t.dtype for t in exact.values()} == {torch.float32}
+    assert out.keys() == exact.keys() == SHAPES.keys()
+    for name, tensor in exact.items():
+        assert out[name].dtype == torch.bfloat16
+        assert torch.equal(out[name], tensor.bfloat16()), name
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_a_base_that_is_not_listed_has_no_weight():
