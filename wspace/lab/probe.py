@@ -155,6 +155,7 @@ class _Mlp:
 
 def _minimise(head: _Linear | _Mlp, y: torch.Tensor) -> tuple[torch.Tensor, int, bool]:
     from scipy.optimize import minimize
+    from threadpoolctl import threadpool_limits
 
     start = head.start()
 
@@ -163,6 +164,9 @@ def _minimise(head: _Linear | _Mlp, y: torch.Tensor) -> tuple[torch.Tensor, int,
         return loss.item(), gradient.cpu().numpy()
 
     options = {"maxiter": ITERATIONS, "maxfun": 2 * ITERATIONS, "gtol": GRADIENT, "ftol": 0.0}
-    found = minimize(value, start.cpu().numpy(), jac=True, method="L-BFGS-B", options=options)
+    # scipy's threads and torch's wait for work by spinning, each on the other's core: a hundred
+    # times slower on two
+    with threadpool_limits(limits=1, user_api="blas"):
+        found = minimize(value, start.cpu().numpy(), jac=True, method="L-BFGS-B", options=options)
     best = torch.from_numpy(found.x).to(start.device)
     return best, int(found.nit), bool(np.abs(found.jac).max() <= 10 * GRADIENT)
