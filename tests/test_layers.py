@@ -31,6 +31,7 @@ LAYERS = [
     "wkernels.cpu.kept",
     "wkernels.cpu.consensus",
     "wkernels.cpu.scores",
+    "wkernels.cpu.means",
     "wkernels.cpu",
     "wkernels.gpu",
     "wkernels.ops",

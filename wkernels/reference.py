@@ -113,3 +113,13 @@ def joined(
             divisor = divisor.clamp_min(least)
         total = total / torch.where(divisor == 0, 1.0, divisor)
     return base.double() + scale * total
+
+
+def precision_mean(
+    x: torch.Tensor, precisions: torch.Tensor, weights: torch.Tensor, floor: float = 0.0
+) -> torch.Tensor:
+    """``sum_i w_i f_i x_i / sum_i w_i f_i``, ``f_i >= floor``; by ``w_i`` where all are 0."""
+    x, w = x.double(), weights.double().reshape(-1, *[1] * (x.ndim - 1))
+    f = w * precisions.double().clamp_min(floor)
+    total = f.sum(0)
+    return torch.where(total > 0, (f * x).sum(0) / total, (w * x).sum(0) / w.sum())

@@ -2,6 +2,7 @@
 
 from wkernels.cpu.consensus import joined
 from wkernels.cpu.kept import N_SUMS, agreements, kept_sums
+from wkernels.cpu.means import precision_mean
 from wkernels.cpu.pointers import Pointers
 from wkernels.cpu.products import products
 from wkernels.cpu.scores import importances, pulled, rank_chances, variances
@@ -18,6 +19,7 @@ __all__ = [
     "joined",
     "kept_sums",
     "nth_equal",
+    "precision_mean",
     "products",
     "pulled",
     "rank_chances",

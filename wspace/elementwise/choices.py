@@ -105,9 +105,17 @@ class Pull:
 
 
 @dataclass(frozen=True)
+class FisherMean:
+    """The mean of the models, weighted in each element by their Fisher diagonals; no base."""
+
+    weights: tuple[float, ...]
+    floor: float = 0.0
+
+
+@dataclass(frozen=True)
 class Choice:
     keep: Keep
-    join: Join | Pull
+    join: Join | Pull | FisherMean
 
     @property
     def densities(self) -> tuple[float, ...] | None:

@@ -12,11 +12,11 @@ import numpy as np
 
 from wkernels import cpu
 from wspace.devices import Device, processors
-from wspace.elementwise.choices import Choice, Drawn, Largest, Pull, Ranked
+from wspace.elementwise.choices import Choice, Drawn, FisherMean, Largest, Pull, Ranked
 from wspace.elementwise.scores import unit_of
 from wspace.elementwise.sources import Layout, View, lay_out, view_of
 from wspace.elementwise.statistics import Tables, draw_key
-from wspace.errors import DeviceError, NonFiniteError
+from wspace.errors import CheckpointError, DeviceError, NonFiniteError
 from wspace.jobs import FileSink, finish
 from wspace.passes import describe_non_finite
 from wspace.storage.headers import BITS, KERNEL_NAMES
@@ -38,7 +38,10 @@ MOST = 512
 
 @dataclass(frozen=True)
 class Work:
-    """Tensors of one set of models, the base last, that are written in one type."""
+    """Tensors of one set of models, the base last, that are written in one type.
+
+    Of a FisherMean: first the models, then the diagonals of each, the last in the base's place.
+    """
 
     zoo: Zoo  # with a base
     choices: tuple[Choice, ...]  # of each tensor; tensors that share one share the object
@@ -118,7 +121,7 @@ def passes_of(choice: Choice, bits: int = 16) -> int:
     """Times that a tensor which does not fit into a chunk is read, the writing one included."""
     digits = 6 if bits == 64 else 3
     keep, join = choice.keep, choice.join
-    if isinstance(join, Pull):
+    if isinstance(join, Pull | FisherMean):
         return 1
     count = 1
     name = type(keep).__name__
@@ -265,12 +268,36 @@ class Run:
         if isinstance(join, Pull):
             reach = np.full(len(view.slots), join.reach)
             return cpu.pulled(view.rows, view.base, view.segments, reach, out, threads=self.threads)
+        if isinstance(join, FisherMean):
+            return self._mean(view, join, out)
         assert tables.joint is not None
         return cpu.joined(
             view.rows, view.base, view.segments, view.firsts, tables.mask.of(view.slots),
             tables.joint.of(view.slots), out, unbiased=join.rescale == "chances",
             threads=self.threads, **tables.extra(view),
         )  # fmt: skip
+
+    def _mean(self, view: View, join: FisherMean, out: cpu.Pointers) -> int:
+        """Raises CheckpointError where a diagonal is none."""
+        n, n_segments = len(join.weights), len(view.slots)
+        addresses = np.concatenate([view.rows.addresses, view.base.addresses])
+        codes = np.concatenate([view.rows.codes, view.base.codes])
+        rows = cpu.Pointers(addresses[:n], codes[:n])
+        diagonals = cpu.Pointers(addresses[n:], codes[n:])
+        wrong = np.zeros((n_segments, n), np.int64)
+        bad = cpu.precision_mean(
+            rows, diagonals, view.segments, np.tile(np.array(join.weights), (n_segments, 1)),
+            np.full(n_segments, join.floor), out, wrong, threads=self.threads,
+        )  # fmt: skip
+        for segment, row in np.argwhere(wrong)[:1]:
+            tensor = self.work.zoo.tensors[view.tensors[segment]]
+            checkpoint = self.work.zoo.checkpoints[n + row]
+            raise CheckpointError(
+                f"{checkpoint.files[tensor.stored[n + row].file]}: tensor {tensor.name!r} has "
+                f"Fisher diagonals that are negative, NaN or Inf ({wrong[segment, row]} here); "
+                f"expected 0 or more. Leave it out with --exclude '{tensor.name}'"
+            )
+        return bad
 
     def _describe(self, chunk: Chunk) -> str:
         zoo = self.work.zoo

@@ -24,12 +24,19 @@ def works_of(plan: Plan, seed: int = 0) -> list[Work]:
     works = []
     for (rows, dtype), content in found.items():
         across = [
-            (ZooTensor(tensor.name, tensor.shape, tensor.numel, tensor.stored), choice)
+            (
+                ZooTensor(
+                    tensor.name, tensor.shape, tensor.numel, tensor.stored + tensor.diagonals
+                ),
+                choice,
+            )
             for tensor, choice in content
         ]
         first: dict[tuple[str, ...], int] = {}
         across.sort(key=lambda pair: first.setdefault(pair[0].group, len(first)))
-        *members, base = (plan.checkpoints[row] for row in rows)
+        read = [plan.checkpoints[row] for row in rows]
+        read += [own for row in rows if plan.diagonals and (own := plan.diagonals[row])]
+        *members, base = read
         zoo = Zoo(tuple(members), base, tuple([tensor for tensor, _ in across]), (), {})
         choices = tuple([choice for _, choice in across])
         works.append(Work(zoo, choices, rows[:-1], dtype, seed))

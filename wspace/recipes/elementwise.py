@@ -14,6 +14,7 @@ from wspace.elementwise.choices import (
     Choice,
     Drawn,
     Everything,
+    FisherMean,
     Important,
     Join,
     Keep,
@@ -181,6 +182,15 @@ def arcee_fusion(_numbers: Numbers) -> Choice:
     exact, at index ``int(share * (n - 1))``. Source: Arcee's notes on mergekit 0.1.
     """
     return Choice(Important(), Join((1.0,)))
+
+
+def fisher(numbers: Numbers) -> Choice:
+    """``sum_i w_i F_i x_i / sum_i w_i F_i`` in each element, ``F_i`` the models' diagonals.
+
+    ``F_i`` is at least ``epsilon``; where no model has any, the mean by ``w_i`` alone. Source:
+    arXiv 2111.09832.
+    """
+    return Choice(Everything(), FisherMean(_given(numbers, "weight"), numbers.number("epsilon")))
 
 
 TRIMMED, DRAWN, OUTLIERS, RANKED = _trimmed, _drawn, _without_outliers, _ranked

@@ -30,6 +30,7 @@ class Source:
     line: int
     parameters: Parameters = field(default_factory=dict)
     layers: tuple[int, int] | None = None  # None: all
+    fisher: ModelReference | None = None  # its Fisher diagonals, by the names of its tensors
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class _Parser:
         self, name: str, line: int, block: Mapping[Any, Node], parameters: Parameters
     ) -> Module:
         if "models" in block:
-            sources = self._sources(block["models"], "models", ("model", "parameters"))
+            sources = self._sources(block["models"], "models", ("model", "parameters", "fisher"))
             slices = (Slice(sources, line),)
         else:
             slices = tuple(map(self._slice, self._items(block["slices"], "slices")))
@@ -200,7 +201,7 @@ class _Parser:
         if "residual_weight" in block:
             line = block["residual_weight"].line
             self._problems.warn(line, "residual_weight has no effect")
-        keys = ("model", "layer_range", "parameters")
+        keys = ("model", "layer_range", "parameters", "fisher")
         sources = ()
         if "sources" in block:
             sources = self._sources(block["sources"], "sources", keys)
@@ -224,7 +225,8 @@ class _Parser:
                 layers = self._layer_range(block.get("layer_range"), item.line)
             if model:
                 parameters = self._parameters(block)
-                sources.append(Source(model, block["model"].line, parameters, layers))
+                fisher = self._reference(block.get("fisher"))
+                sources.append(Source(model, block["model"].line, parameters, layers, fisher))
         seen: set[ModelReference] = set()
         for source in sources:
             if source.model in seen:

@@ -35,6 +35,7 @@ class Method:
     idle: tuple[str, ...] = ()  # accepted by mergekit, without effect
     rowwise: Callable[[Numbers], bool] = field(default=lambda numbers: False)
     choose: elementwise.Choose | None = None
+    diagonals: bool = False  # whether each model needs its Fisher diagonals
 
     def takes(self, n_models: int) -> bool:
         """Whether it merges that many models, besides the base where that is not one of them."""
@@ -43,6 +44,12 @@ class Method:
 
 def _linear(numbers: Numbers, _gram: np.ndarray | None) -> np.ndarray:
     return formulas.linear(numbers.weights, normalize=numbers.flag("normalize"))
+
+
+def _fisher(numbers: Numbers, _gram: np.ndarray | None) -> np.ndarray | None:
+    if not any(numbers.weights):
+        raise ValueError("the weights are all 0; give others")
+    return np.array([1.0]) if len(numbers.weights) == 1 else None
 
 
 def _task_arithmetic(numbers: Numbers, _gram: np.ndarray | None) -> np.ndarray:
@@ -262,6 +269,11 @@ METHODS |= {
     "nearswap": Method(
         "model card of QuartetAnemoi-70B", "origin", _chosen, most=1,
         overall=(Parameter("t", required=True),), choose=elementwise.nearswap,
+    ),
+    "fisher": Method(
+        "Fisher-weighted averaging, arXiv 2111.09832", "input", _fisher,
+        each=(Parameter("weight", 1, least=0),), overall=(Parameter("epsilon", 0, least=0),),
+        choose=elementwise.fisher, diagonals=True,
     ),
     "arcee_fusion": Method(
         "Arcee, mergekit 0.1", "origin", _chosen, most=1, choose=elementwise.arcee_fusion

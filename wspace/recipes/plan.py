@@ -10,6 +10,7 @@ from wspace.errors import WspaceError
 from wspace.recipes.assembly import Assembly
 from wspace.recipes.configs import Restacked, read_config, resized, restack
 from wspace.recipes.densities import check_choices
+from wspace.recipes.diagonals import open_diagonals
 from wspace.recipes.grammar import Recipe
 from wspace.recipes.methods import METHODS, Method
 from wspace.recipes.problems import Problems, nearest
@@ -35,6 +36,9 @@ class Plan:
     config: dict[str, Any] | None  # the donor's, if it had to be edited
     tokenizer: Checkpoint  # whose tokenizer files the output has
     files: dict[str, str | None]  # of those, the ones that differ; None: not there
+    diagonals: tuple[
+        Checkpoint | None, ...
+    ] = ()  # of each of checkpoints, where the method needs them
 
     @property
     def nbytes(self) -> int:
@@ -78,13 +82,14 @@ def plan_recipe(
         if len(scopes[-1]) < len(found) or len(opened) < len(models_of(recipe)):
             problems.raise_errors()
     donor = list(opened).index(recipe.base or scopes[0][0].slice.sources[0].model)
+    diagonals = open_diagonals(recipe, method, models, problems)
     vocabulary = None
     if recipe.tokenizer:
         vocabulary = realign(recipe.tokenizer, opened, models, recipe.base, problems)
         if vocabulary is None:
             problems.raise_errors()
     opened = vocabulary.models if vocabulary else opened
-    collected = Tensors(recipe, method, opened, donor, problems, include, exclude)
+    collected = Tensors(recipe, method, opened, donor, problems, include, exclude, diagonals)
     if vocabulary and vocabulary.untied:
         collected.untied = True
         problems.note("a head is written that some models have only as their embeddings (tied)")
@@ -115,7 +120,7 @@ def plan_recipe(
     files |= _template(recipe, opened, owner, files, problems)
     return Plan(
         recipe, method, tuple(opened), checkpoints, donor, tensors, collected.left_out, config,
-        owner, files,
+        owner, files, diagonals.checkpoints(tuple(opened)) if diagonals else (),
     )  # fmt: skip
 
 

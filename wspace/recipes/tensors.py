@@ -12,17 +12,17 @@ import numpy as np
 from wspace.elementwise.choices import Choice
 from wspace.recipes import layers
 from wspace.recipes.configs import read_config
+from wspace.recipes.diagonals import Diagonals
 from wspace.recipes.grammar import Recipe
 from wspace.recipes.methods import Method
 from wspace.recipes.numbers import Numbers
 from wspace.recipes.problems import Problems
 from wspace.recipes.references import ModelReference
 from wspace.recipes.scopes import Scope
+from wspace.recipes.shapes import differing_shapes
 from wspace.storage.checkpoints import Checkpoint, StoredTensor
 from wspace.storage.headers import BITS, CODES, KERNEL_NAMES
 
-_VOCABULARY = re.compile(r"emb|wte|shared|lm_head")
-_POSITION = re.compile(r"pos|wpe")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
 _EMBEDDING = re.compile(r"(embed_tokens|embed_in|wte|word_embeddings|shared)\.weight$")
 
@@ -52,6 +52,7 @@ class TensorPlan(NamedTuple):
     stored: tuple[StoredTensor, ...]  # one for each row
     inputs: tuple[str, ...] | None  # what the rows' models call it, if not ``name``
     step: Step | None  # None: copied, as it cannot be averaged
+    diagonals: tuple[StoredTensor, ...] = ()  # one for each row, where the choice needs them
 
 
 class Tensors:
@@ -66,6 +67,7 @@ class Tensors:
         problems: Problems,
         include: Sequence[str],
         exclude: Sequence[str],
+        diagonals: Diagonals | None,
     ) -> None:
         self.planned: list[TensorPlan] = []
         self.left_out: dict[str, str] = {}
@@ -74,6 +76,7 @@ class Tensors:
         self.references, self.checkpoints = tuple(models), tuple(models.values())
         self.donor = donor
         self._include, self._exclude = include, exclude
+        self._diagonals = diagonals
         self._lacking: dict[tuple[int, int], list[str]] = {}  # has, has not: names
         self._absent: dict[int, list[str]] = {}  # has not, and need not have: names
         self._parts: dict[tuple[int, tuple[int, ...]], Scope | None] = {}
@@ -124,7 +127,8 @@ class Tensors:
         dtypes = tuple([s.record.dtype if s.derived is None else s.written for s in stored])
         for tensor in stored:
             if tensor.record.shape != shape:
-                self._report_shapes(models, stored, output)
+                references = [self.references[model] for model in models]
+                self._problems.error(None, differing_shapes(references, stored, output))
                 return
         key = (id(scope), models, dtypes)
         if key not in self._types:
@@ -139,8 +143,16 @@ class Tensors:
             step = _COPY if copy else self._step(scope, names, output, alike, t, len(shape))
             if step is None:
                 return
+        diagonals = ()
+        if self._diagonals and step and step.choice:
+            references = [self.references[model] for model in models]
+            diagonals = self._diagonals.find(references, names, shape)
+            if diagonals is None:
+                return
         self.planned.append(
-            TensorPlan(output, shape, reference.numel, dtype, models, stored, inputs, step)
+            TensorPlan(
+                output, shape, reference.numel, dtype, models, stored, inputs, step, diagonals
+            )
         )
 
     def _unwanted(self, name: str) -> str | None:
@@ -267,27 +279,6 @@ class Tensors:
             return layers.comes_first(name)
         return (place.stack, place.rest) in held
 
-    def _report_shapes(
-        self, models: Sequence[int], stored: Sequence[StoredTensor], output: str
-    ) -> None:
-        shapes = [tensor.record.shape for tensor in stored]
-        k = next(k for k, shape in enumerate(shapes) if shape != shapes[0])
-        a, b = self.references[models[0]], self.references[models[k]]
-        vocabulary = _VOCABULARY.search(output) and not _POSITION.search(output)
-        if vocabulary and shapes[0][1:] == shapes[k][1:]:
-            self._problems.error(
-                None,
-                f"vocabularies differ: {output!r} has {shapes[0][0]} rows in {a} and "
-                f"{shapes[k][0]} in {b}; add tokenizer_source: union (the tokens of all), or "
-                "tokenizer_source: base (those of the base), and rows are brought into one order",
-            )
-            return
-        self._problems.error(
-            None,
-            f"tensor {output!r} has shape {list(shapes[0])} in {a} and {list(shapes[k])} in {b}; "
-            f"leave it out with --exclude '{output}'",
-        )
-
     def _report_types(self, models: Sequence[int], dtypes: Sequence[str], output: str) -> None:
         kinds = [dtype if dtype not in KERNEL_NAMES else "float" for dtype in dtypes]
         k = next(k for k, kind in enumerate(kinds) if kind != kinds[0])
@@ -299,6 +290,8 @@ class Tensors:
 
     def report_problems(self) -> None:
         """Tensors that some models lack, a line for each pair of models."""
+        if self._diagonals:
+            self._diagonals.report_problems()
         for (has, lacks), names in self._lacking.items():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             self._problems.error(
