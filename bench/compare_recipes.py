@@ -98,6 +98,9 @@ def cases(family: str, near: bool) -> Iterator[Case]:
     yield case(
         "nuslerp of deltas by rows", _recipe("nuslerp", _models(family, 2, pair), base, rows), limit
     )
+    columns = "parameters: {nuslerp_flatten: false, nuslerp_row_wise: true}"
+    for name, origin in (("nuslerp by columns", None), ("nuslerp of deltas by columns", base)):
+        yield case(name, _recipe("nuslerp", _models(family, 2, pair), origin, columns), limit)
     yield case("multislerp", _recipe("multislerp", _models(family, 3, weights)), limit)
     yield case(
         "multislerp of deltas", _recipe("multislerp", _models(family, 3, weights), base), limit

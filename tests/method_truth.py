@@ -83,6 +83,12 @@ def by_rows(method, *vectors):
     return torch.stack([method(*row) for row in rows]).reshape(vectors[0].shape)
 
 
+def by_columns(method, *vectors):
+    """The method on each column along the first axis; a vector is one column."""
+    columns = zip(*(v.reshape(len(v), -1).T for v in vectors), strict=True)
+    return torch.stack([method(*column) for column in columns], dim=1).reshape(vectors[0].shape)
+
+
 def flat(method, *tensors):
     """The method on whole tensors as vectors."""
     return method(*(t.flatten() for t in tensors)).reshape(tensors[0].shape)

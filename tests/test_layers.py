@@ -32,6 +32,7 @@ LAYERS = [
     "wkernels.cpu.consensus",
     "wkernels.cpu.scores",
     "wkernels.cpu.means",
+    "wkernels.cpu.columns",
     "wkernels.cpu",
     "wkernels.gpu",
     "wkernels.ops",

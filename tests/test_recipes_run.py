@@ -10,7 +10,10 @@ import wspace as ws
 from tests import method_truth as truth
 from tests.recipes import merged, plan
 from tests.zoos import save, state
+from wspace.devices import device_named
+from wspace.elementwise.run import layout_of
 from wspace.recipes import RecipeError
+from wspace.recipes.chosen import works_of
 
 SHAPES = {
     "embed.weight": (50, 8),
@@ -96,6 +99,13 @@ CASES = {
     "nuslerp-deltas-rows": (
         recipe("nuslerp", ["m0", "m1"], "nuslerp_flatten: false", "base"),
         lambda b, *x: b + truth.by_rows(lambda a, c: truth.nuslerp(a, c, W), x[0] - b, x[1] - b)),
+    "nuslerp-columns": (
+        recipe("nuslerp", ["m0", "m1"], "nuslerp_flatten: false, nuslerp_row_wise: true"),
+        lambda b, *x: truth.by_columns(lambda a, c: truth.nuslerp(a, c, W), x[0], x[1])),
+    "nuslerp-deltas-columns": (
+        recipe("nuslerp", ["m0", "m1"], "nuslerp_flatten: false, nuslerp_row_wise: true", "base"),
+        lambda b, *x: b + truth.by_columns(
+            lambda a, c: truth.nuslerp(a, c, W), x[0] - b, x[1] - b)),
     "multislerp": (
         recipe("multislerp"),
         lambda b, *x: truth.flat(lambda *v: truth.multislerp(v, W), *x)),
@@ -441,7 +451,8 @@ def test_integers_are_copied_where_equal_and_refused_where_not(tmp_path, monkeyp
     assert not (tmp_path / "other").exists()
 
 
-ALL = ["linear", "task_arithmetic", "slerp", "nuslerp-deltas-rows", "multislerp", "karcher",
+ALL = ["linear", "task_arithmetic", "slerp", "nuslerp-deltas-rows", "nuslerp-columns",
+       "nuslerp-deltas-columns", "multislerp", "karcher",
        "model_stock", "model_stock-rows", "passthrough-scaled"]  # fmt: skip
 
 
@@ -458,6 +469,39 @@ def test_memory_and_layout_do_not_change_bits(zoos, tmp_path, monkeypatch, case)
     for out in (small, other):
         assert out.keys() == expected.keys()
         assert all(torch.equal(out[k], expected[k]) for k in expected)
+
+
+@pytest.mark.parametrize("base", ["", "base"])
+def test_columns_of_matrices_that_do_not_fit(tmp_path, monkeypatch, base):
+    """Read in pieces: the same bits, and arcs of columns that are zero, equal or opposite."""
+    monkeypatch.chdir(tmp_path)
+    shapes = {"a": (600, 131), "b": (40, 30, 2, 3), "c": (1, 70), "d": (9, 1), "bias": (131,)}
+    zoo = {name: state(k, shapes=shapes) for k, name in enumerate(("base", "m0", "m1"))}
+    for model in ("base", "m0"):
+        zoo[model]["a"][:, 0] = 0
+    zoo["m1"]["a"][:, 1], zoo["m1"]["a"][:, 2] = zoo["m0"]["a"][:, 1], -zoo["m0"]["a"][:, 2]
+    for name, tensors in zoo.items():
+        save(tmp_path / "far" / name, tensors)
+    text = recipe("nuslerp", ["m0", "m1"], "nuslerp_flatten: false, nuslerp_row_wise: true", base)
+    (work,) = works_of(plan(text)[0])
+    memory = 4_500_000
+    assert len(layout_of(work, device_named("cpu"), memory).cut) == 1
+    whole = merged(text, tmp_path / "whole")
+    small = merged(text, tmp_path / "small", memory=memory)
+    assert all(torch.equal(whole[name], small[name]) for name in shapes)
+    b, x, y = (
+        {name: tensor.double() for name, tensor in zoo[model].items()}
+        for model in ("base", "m0", "m1")
+    )
+    for name, out in whole.items():
+        origin = b[name] if base else torch.zeros_like(b[name])
+        expected = origin + truth.by_columns(
+            lambda u, v: truth.nuslerp(u, v, W), x[name] - origin, y[name] - origin
+        )
+        error = (out.double() - expected).abs()
+        terms = x[name].abs() + y[name].abs() + origin.abs()
+        lost = N_ROUNDINGS * EPS if out.ndim == 1 else 1e-12  # columns are summed in float64
+        assert (error <= EPS / 2 * expected.abs() + lost * LARGEST * terms).all(), name
 
 
 def test_linear_recipes_are_mixes(zoos, tmp_path):

@@ -216,9 +216,6 @@ parameters: {int8_mask: true, t: 0.5}
          "  - {model: run-0, parameters: {weight: 1}}", "r.yml:2: base has no weight for tensor"),
         ("merge_method: linear\nmodels:\n  - {model: run-0, parameters: {weight: 1}}\n"
          "  - {model: run-1, parameters: {weight: -1}}", "the weights sum to 0"),
-        ("merge_method: nuslerp\nmodels: [{model: run-0}, {model: run-1}]\n"
-         "parameters: {weight: 1, nuslerp_flatten: false, nuslerp_row_wise: true}",
-         "nuslerp_row_wise: true (an arc for each column of a matrix) is not there yet"),
         ("merge_method: linear\nmodels: [{model: run-0}]\ndtype: float8", "dtype 'float8'"),
         ("merge_method: linear\nmodels: [{model: run-0}]\ntokenizer: {}\ntokenizer_source: base",
          "give tokenizer or tokenizer_source, not both"),

@@ -1,5 +1,6 @@
 """The CPU path: the kernels of ``wkernels.ops`` on rows of memory, without torch."""
 
+from wkernels.cpu.columns import column_products, column_sums
 from wkernels.cpu.consensus import joined
 from wkernels.cpu.kept import N_SUMS, agreements, kept_sums
 from wkernels.cpu.means import precision_mean
@@ -14,6 +15,8 @@ __all__ = [
     "N_SUMS",
     "Pointers",
     "agreements",
+    "column_products",
+    "column_sums",
     "digit_counts",
     "importances",
     "joined",

@@ -5,6 +5,7 @@ Formulas and sources are those of ``wspace.recipes.elementwise``, which makes th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -113,9 +114,20 @@ class FisherMean:
 
 
 @dataclass(frozen=True)
+class ColumnSums:
+    """The sum of two models in which each column, along axis 0, has factors of its own.
+
+    ``factors(grams)``: ``[width, 2]`` from the columns' inner products ``[width, 2, 2]``; those of
+    differences where there is a base.
+    """
+
+    factors: Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
 class Choice:
     keep: Keep
-    join: Join | Pull | FisherMean
+    join: Join | Pull | FisherMean | ColumnSums
 
     @property
     def densities(self) -> tuple[float, ...] | None:

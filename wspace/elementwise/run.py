@@ -12,7 +12,8 @@ import numpy as np
 
 from wkernels import cpu
 from wspace.devices import Device, processors
-from wspace.elementwise.choices import Choice, Drawn, FisherMean, Largest, Pull, Ranked
+from wspace.elementwise.choices import Choice, ColumnSums, Drawn, FisherMean, Largest, Pull, Ranked
+from wspace.elementwise.columns import held_bytes, write_columns
 from wspace.elementwise.scores import unit_of
 from wspace.elementwise.sources import Layout, View, lay_out, view_of
 from wspace.elementwise.statistics import Tables, draw_key
@@ -74,7 +75,7 @@ def cost_of(work: Work, worker: Device, budget: int) -> Cost:
     plans = [*layout.whole, *(plan for plans in layout.cut for plan in plans)]
     width = BITS[work.dtype] // 8
     held = max((SLOTS * _nbytes(plan) + OUTPUTS * width * plan.n for plan in plans), default=0)
-    scores = max((_score_bytes(choice, len(zoo)) for choice in set(work.choices)), default=0)
+    scores = _score_bytes(work)
     scores *= max((plan.n for plan in plans), default=0)
     return Cost(sum(read.values()), held + scores)
 
@@ -91,7 +92,7 @@ def layout_of(work: Work, worker: Device, budget: int) -> Layout:
     zoo, n_models = work.zoo, len(work.zoo)
     tables = 3 * 8 * 2048 * 2 * n_models  # of a tensor, while digits are counted
     most = int(max(1, min(MOST, budget // 8 // tables)))
-    scores = max((_score_bytes(choice, n_models) for choice in set(work.choices)), default=0)
+    scores = _score_bytes(work)
     room = budget - most * tables - derived_workspace(t.stored for t in zoo.tensors)
     out_bytes = BITS[work.dtype] // 8
     choice_of = {
@@ -111,7 +112,16 @@ def layout_of(work: Work, worker: Device, budget: int) -> Layout:
     return lay_out(zoo, work.rows, fitting, target, unit, most)
 
 
-def _score_bytes(choice: Choice, n_models: int) -> int:
+def _score_bytes(work: Work) -> int:
+    """Held for each element beside the buffers, at most."""
+    tensors = zip(work.choices, work.zoo.tensors, strict=True)
+    pairs = {(choice, tensor.shape) for choice, tensor in tensors if tensor.numel}
+    return max((_score_bytes_of(*pair, len(work.zoo)) for pair in pairs), default=0)
+
+
+def _score_bytes_of(choice: Choice, shape: tuple[int, ...], n_models: int) -> int:
+    if isinstance(choice.join, ColumnSums):
+        return held_bytes(shape)
     if isinstance(choice.keep, Ranked):
         return 4 * n_models
     return 0 if isinstance(choice.keep, Largest | Drawn) else 4
@@ -123,6 +133,8 @@ def passes_of(choice: Choice, bits: int = 16) -> int:
     keep, join = choice.keep, choice.join
     if isinstance(join, Pull | FisherMean):
         return 1
+    if isinstance(join, ColumnSums):
+        return 2
     count = 1
     name = type(keep).__name__
     count += {"Largest": digits + 1, "Varied": digits + 2, "Important": digits}.get(name, 0)
@@ -270,6 +282,8 @@ class Run:
             return cpu.pulled(view.rows, view.base, view.segments, reach, out, threads=self.threads)
         if isinstance(join, FisherMean):
             return self._mean(view, join, out)
+        if isinstance(join, ColumnSums):
+            return write_columns(view, tables.columns, out, threads=self.threads)
         assert tables.joint is not None
         return cpu.joined(
             view.rows, view.base, view.segments, view.firsts, tables.mask.of(view.slots),

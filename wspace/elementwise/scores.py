@@ -8,7 +8,7 @@ import numpy as np
 
 from wkernels import cpu
 from wkernels.cpu.elements import WIDTHS
-from wspace.elementwise.choices import Choice, Important, Keep, Ranked, Varied
+from wspace.elementwise.choices import Choice, ColumnSums, Important, Keep, Ranked, Varied
 from wspace.elementwise.sources import View
 
 
@@ -55,6 +55,8 @@ def scores_of(
 
 def unit_of(choice: Choice, shape: tuple[int, ...]) -> int:
     """Elements at whose multiples a tensor may be cut; 0: anywhere that a stream cuts."""
+    if isinstance(choice.join, ColumnSums):
+        return int(np.prod(shape[1:]))
     if isinstance(choice.keep, Important):
         return int(shape[-1]) if shape else 1
     if isinstance(choice.keep, Ranked):

@@ -14,6 +14,7 @@ from wkernels.selection import ALL, Selection
 from wspace.elementwise.choices import (
     Above,
     Choice,
+    ColumnSums,
     Drawn,
     Important,
     Join,
@@ -21,6 +22,7 @@ from wspace.elementwise.choices import (
     Ranked,
     Varied,
 )
+from wspace.elementwise.columns import column_factors
 from wspace.elementwise.scores import scores_of, unit_of
 from wspace.elementwise.sources import Source, View
 
@@ -61,6 +63,7 @@ class Tables:
         self._scores: dict[int, np.ndarray] = {}
         self._thresholds, self._undecided = thresholds, undecided
         self.joint: Joint | None = None
+        self.columns: list[np.ndarray] = []  # factors of each slot's, if the choice has any
 
     def prepare(self, source: Source, *, keep_scores: bool) -> None:
         """Reads the source as often as the choice needs it.
@@ -71,6 +74,10 @@ class Tables:
         self._choose(source)
         if isinstance(self.choice.join, Join):
             self.joint = self._joint(self.choice.join, source)
+        elif isinstance(self.choice.join, ColumnSums):
+            self.columns = column_factors(
+                self.choice.join, source, self._shapes, threads=self._threads
+            )
 
     # the mask
 

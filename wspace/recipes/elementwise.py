@@ -7,11 +7,13 @@ paper says, or what peft or mergekit computes, where one name stands for several
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from wspace.elementwise.choices import (
     Above,
     Choice,
+    ColumnSums,
     Drawn,
     Everything,
     FisherMean,
@@ -23,9 +25,11 @@ from wspace.elementwise.choices import (
     Ranked,
     Varied,
 )
+from wspace.recipes import formulas
 from wspace.recipes.numbers import Numbers
 
 Choose = Callable[[Numbers], Choice]
+Columns = Callable[[Numbers], Choice | None]
 
 
 def _densities(numbers: Numbers) -> tuple[float, ...]:
@@ -191,6 +195,13 @@ def fisher(numbers: Numbers) -> Choice:
     arXiv 2111.09832.
     """
     return Choice(Everything(), FisherMean(_given(numbers, "weight"), numbers.number("epsilon")))
+
+
+def nuslerp_of_columns(numbers: Numbers) -> Choice | None:
+    """An arc for each column of a matrix, along axis 0 as it is stored, where that is asked for."""
+    if numbers.flag("nuslerp_flatten") or not numbers.flag("nuslerp_row_wise"):
+        return None
+    return Choice(Everything(), ColumnSums(partial(formulas.nuslerp, weights=numbers.weights)))
 
 
 TRIMMED, DRAWN, OUTLIERS, RANKED = _trimmed, _drawn, _without_outliers, _ranked

@@ -23,7 +23,8 @@ Base = Literal["input", "first", "origin", "optional origin"]
 class Method:
     """``factors(numbers, gram)`` gives the rows' factors; ``gram`` None asks for those that need
     none, and is answered by None where they do. ``choose(numbers)``: what a method does that
-    chooses elements, where its factors are None."""
+    chooses elements, where its factors are None; ``columns(numbers)``: what is done to the columns
+    of matrices, if they are asked for."""
 
     source: str
     base: Base
@@ -35,6 +36,7 @@ class Method:
     idle: tuple[str, ...] = ()  # accepted by mergekit, without effect
     rowwise: Callable[[Numbers], bool] = field(default=lambda numbers: False)
     choose: elementwise.Choose | None = None
+    columns: elementwise.Columns = field(default=lambda numbers: None)
     diagonals: bool = False  # whether each model needs its Fisher diagonals
 
     def takes(self, n_models: int) -> bool:
@@ -134,6 +136,7 @@ METHODS: dict[str, Method] = {
             Parameter("nuslerp_flatten", 1, "flag"), Parameter("nuslerp_row_wise", 0, "flag"),
         ),
         rowwise=lambda numbers: not numbers.flag("nuslerp_flatten"),
+        columns=elementwise.nuslerp_of_columns,
     ),
     "multislerp": Method(
         "goddard.blog, multislerp", "optional origin", _multislerp, each=(_WEIGHT,),

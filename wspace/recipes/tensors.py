@@ -176,15 +176,11 @@ class Tensors:
         return self._steps[key]
 
     def _made(self, scope: Scope, numbers: Numbers, output: str, n_axes: int) -> Step | None:
-        if numbers.overall.get("nuslerp_row_wise") and not numbers.flag("nuslerp_flatten"):
-            self._problems.error(
-                self._recipe.method_line,
-                "nuslerp_row_wise: true (an arc for each column of a matrix) is not there yet",
-            )
-            return None
         choice = None
         try:
             factors = self._method.factors(numbers, None)
+            if factors is None and n_axes > 1:
+                choice = self._method.columns(numbers)
             if factors is None and self._method.choose:
                 choice = self._method.choose(numbers)
         except ValueError as error:
