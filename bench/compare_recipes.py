@@ -5,6 +5,10 @@
 Makes tiny random models (a Llama, a GPT-2 and a BERT), runs every recipe by both programs, and
 prints for each the largest difference relative to the largest value of its tensor. Exits with
 status 1 if one in float32 is above its limit, or if one program refuses what the other takes.
+
+Elements of arcee_fusion whose importance is within 1e-5 of the threshold, relative, go either way:
+they are left out, and counted. Of merges of bfloat16 models (``half``), the distance of each from
+the float64 result is printed, in units in the last place; ours must be within one.
 """
 
 from __future__ import annotations
@@ -31,10 +35,22 @@ STEP = 0.3
 """Of the models from the base, relative: enough for real angles. ``near`` ones use 0.003."""
 
 
+UNDECIDED = 1e-5
+"""Relative distance from a threshold within which an element may go either way."""
+
+HALF = "half"
+"""The family of bfloat16 models: the Llama, rounded."""
+
+
 class Case(NamedTuple):
     name: str
     text: str
     limit: float = LIMIT
+
+    @property
+    def ulps(self) -> bool:
+        """Whether both are compared with the float64 result, in units in the last place."""
+        return self.name.startswith(HALF)
 
 
 def _models(family: str, n: int, parameters: list[str] | None = None, first: int = 0) -> str:
@@ -205,6 +221,23 @@ def _elementwise(family: str, base: str) -> Iterator[Case]:
     yield Case(f"{family} ties to bfloat16", text + "out_dtype: bfloat16\n", 2**-8)
 
 
+def half_cases() -> Iterator[Case]:
+    """Merges of bfloat16 models, written in bfloat16."""
+    base, weights = f"{HALF}/base", [f"weight: {w}" for w in (0.3333, 0.3333, 0.3333)]
+    three = _models(HALF, 3, weights)
+    dense = _models(HALF, 3, [f"{weight}, density: 0.4" for weight in weights])
+    for name, method, models, origin, more in (
+        ("linear", "linear", three, None, ""),
+        ("task_arithmetic", "task_arithmetic", three, base, "parameters: {lambda: 1.7}"),
+        ("slerp", "slerp", _models(HALF, 1), base, "parameters: {t: 0.3}"),
+        ("karcher", "karcher", _models(HALF, 3), None, ""),
+        ("model_stock", "model_stock", _models(HALF, 3), base, ""),
+        ("ties", "ties", dense, base, ""),
+    ):
+        text = _recipe(method, models, origin, more).replace("dtype: float32", "dtype: bfloat16")
+        yield Case(f"{HALF} {name}", text, 1.0)
+
+
 def make_models(root: Path) -> dict[str, bool]:
     """Folders ``FAMILY/base`` and ``FAMILY/m0`` ...; which families are near their base."""
     from transformers import (
@@ -245,6 +278,9 @@ def make_models(root: Path) -> dict[str, bool]:
                 for parameter, start in zip(module.parameters(), origin, strict=True):
                     parameter.copy_(start + 0.2 * step * torch.randn_like(parameter))
                 module.save_pretrained(root / family / f"m{k}")
+    for name in ("base", "m0", "m1", "m2"):
+        module = AutoModelForCausalLM.from_pretrained(root / "llama" / name)
+        module.bfloat16().save_pretrained(root / HALF / name)
     return {family: step < STEP for family, (_, _, step) in families.items()}
 
 
@@ -257,12 +293,51 @@ class Outcome(NamedTuple):
     theirs: str | None
     error: float
     worst: str
+    more: str = ""
+
+
+def decided(x: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Where arcee_fusion's importance is not within UNDECIDED of its threshold, in float64."""
+    x, base = x.double(), base.double()
+    p, q = x.softmax(-1) + 1e-8, base.softmax(-1) + 1e-8
+    importance = (x - base).abs() * (p * (p / q).log()).sum(-1, keepdim=True)
+    ranked = importance.flatten().sort().values
+    lower, middle, upper = (ranked[int(f * (len(ranked) - 1))] for f in (0.25, 0.5, 0.75))
+    threshold = middle + 1.5 * (upper - lower)
+    return (importance - threshold).abs() > UNDECIDED * threshold.abs()
+
+
+def units(a: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    """How far bfloat16 values are from exact ones, in units in their last place."""
+    information = torch.finfo(torch.bfloat16)
+    exponent = exact.abs().clamp_min(information.smallest_normal).log2().floor()
+    # what a float32 sum loses where terms cancel is no rounding of the result
+    noise = 8 * torch.finfo(torch.float32).eps * exact.abs().max()
+    return ((a.double() - exact).abs() - noise).clamp_min(0) / (information.eps * 2.0**exponent)
+
+
+def against_exact(outs: dict[str, Path]) -> Outcome:
+    """Both sides' largest distance in units in the last place, and how much is not the nearest."""
+    found = {side: load(out) for side, out in outs.items()}
+    text, largest = [], {}
+    for side in ("ours", "theirs"):
+        distances = torch.cat([
+            units(found[side][name], exact).flatten() for name, exact in found["exact"].items()
+        ])  # fmt: skip
+        largest[side] = float(distances.max())
+        share = float((distances > 0.5).double().mean())
+        text.append(f"{largest[side]:.3g} ulp ({share:.2%} beyond half)")
+    return Outcome(None, None, largest["ours"], "", f"ours {text[0]}, mergekit {text[1]}")
 
 
 def compare(root: Path, case: Case, number: int, mergekit: str) -> Outcome:
     recipe = root / f"recipe-{number}.yml"
     recipe.write_text(case.text)
     outs = {side: root / f"{side}-{number}" for side in ("ours", "theirs")}
+    if case.ulps:
+        outs["exact"] = root / f"exact-{number}"
+        exact = root / f"exact-{number}.yml"
+        exact.write_text(case.text + "out_dtype: float64\n")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     commands = {
         "ours": [sys.executable, "-m", "wspace", "merge", recipe.name, "-o", outs["ours"].name],
@@ -274,30 +349,51 @@ def compare(root: Path, case: Case, number: int, mergekit: str) -> Outcome:
             "--no-write-model-card",
         ],
     }
+    if case.ulps:
+        ours = [sys.executable, "-m", "wspace", "merge"]
+        commands["exact"] = [*ours, f"exact-{number}.yml", "-o", outs["exact"].name]
     failures: dict[str, str | None] = {}
     for side, command in commands.items():
         path = f"{Path(__file__).parent.parent}"
         done = subprocess.run(
             command, capture_output=True, text=True, cwd=root, check=False,
-            env=environment | ({"PYTHONPATH": path} if side == "ours" else {}),
+            env=environment | ({} if side == "theirs" else {"PYTHONPATH": path}),
         )  # fmt: skip
         last = (done.stderr.strip().splitlines() or ["?"])[-1]
         failures[side] = last if done.returncode else None
     if failures["ours"] or failures["theirs"]:
         return Outcome(failures["ours"], failures["theirs"], float("nan"), "")
-    ours, theirs = (load(out) for out in outs.values())
-    error, worst = 0.0, ""
+    if case.ulps:
+        outcome = against_exact(outs)
+        for out in outs.values():
+            shutil.rmtree(out)
+        return outcome
+    ours, theirs = (load(outs[side]) for side in ("ours", "theirs"))
+    fused: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    if "arcee_fusion" in case.name:
+        family = root / case.name.split()[0]
+        x, base = load(family / "m0"), load(family / "base")
+        fused = {name: (x[name], base[name]) for name in x}
+    error, worst, undecided = 0.0, "", 0
     for name in theirs.keys() | ours.keys():
         if name not in ours or name not in theirs:
             return Outcome(None, None, float("inf"), f"{name} is in one output only")
         a, b = ours[name].double(), theirs[name].double()
         scale = b.abs().max().clamp_min(1e-30)
-        difference = float((a - b).abs().max() / scale) if a.shape == b.shape else float("inf")
+        if a.shape != b.shape:
+            return Outcome(None, None, float("inf"), name)
+        off = (a - b).abs() / scale
+        if fused:
+            counted = decided(*fused[name])
+            undecided += int((~counted).sum())
+            off = off * counted
+        difference = float(off.max())
         if not difference <= error:
             error, worst = difference, name
     for out in outs.values():
         shutil.rmtree(out)
-    return Outcome(None, None, error, worst)
+    more = f"; {undecided} elements at the threshold left out" if fused else ""
+    return Outcome(None, None, error, worst, more)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -321,6 +417,7 @@ def main(arguments: list[str] | None = None) -> int:
             for case in cases(family, near)
             if case.name.startswith(options.only)
         ]
+        chosen += [case for case in half_cases() if case.name.startswith(options.only)]
         with ThreadPoolExecutor(options.jobs) as pool:
             outcomes = pool.map(
                 lambda item: compare(root, item[1], item[0], options.mergekit), enumerate(chosen)
@@ -329,7 +426,9 @@ def main(arguments: list[str] | None = None) -> int:
                 refused = outcome.ours or outcome.theirs
                 good = not refused and outcome.error <= case.limit
                 bad += not good
-                text = f"{outcome.error:.1e} (limit {case.limit:.0e}) {outcome.worst}"
+                text = f"{outcome.error:.1e} (limit {case.limit:.0e}) {outcome.worst}{outcome.more}"
+                if case.ulps:
+                    text = f"{outcome.more} (limit {case.limit:g})"
                 if refused:
                     text = f"ours: {outcome.ours}; mergekit: {outcome.theirs}"
                 print(f"{'ok ' if good else 'BAD'} {case.name}: {text}", flush=True)
