@@ -146,6 +146,9 @@ def test_a_llama_of_8_bits_becomes_one_of_16_that_transformers_loads(tmp_path):
     merged(text, tmp_path / "out")
     content = json.loads((tmp_path / "out/config.json").read_text())
     assert "quantization_config" not in content
+    ws.merge(ws.open_zoo([tmp_path / "m0", tmp_path / "m1"]), [[0.5, 0.5]], tmp_path / "plain")
+    content = json.loads((tmp_path / "plain/config.json").read_text())
+    assert "quantization_config" not in content
     out = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
     for name, tensor in states[0].items():
         mean = (tensor.double() + states[1][name].double()) / 2

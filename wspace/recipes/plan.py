@@ -205,8 +205,6 @@ def _config(
     if original is None:
         return None
     edited = original
-    if any(tensor.derived for tensor in checkpoints[donor].tensors.values()):
-        edited = {k: v for k, v in edited.items() if k != "quantization_config"}
     if references[donor].architecture:
         edited = edited | {"architectures": [references[donor].architecture]}
     if tensors.untied:

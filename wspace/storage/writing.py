@@ -166,8 +166,8 @@ class CheckpointWriter:
                 _write_json(self._folder / INDEX, index)
             for file in companions(donor):
                 shutil.copyfile(file, self._folder / file.name)
-            if dtype and (self._folder / "config.json").is_file():
-                _set_dtype(self._folder / "config.json", dtype)
+            if (self._folder / "config.json").is_file():
+                _mend(self._folder / "config.json", dtype)
             for name, text in (files or {}).items():
                 (self._folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
             _write_json(self._folder / "wspace.json", record)
@@ -213,17 +213,18 @@ def companions(checkpoint: Checkpoint) -> list[Path]:
     )
 
 
-def _set_dtype(config: Path, dtype: str) -> None:
+def _mend(config: Path, dtype: str | None) -> None:
+    """Name the type that the weights have; they are not quantised, whatever the donor's were."""
     try:
         settings = json.loads(config.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
         return  # not ours to mend
-    for key in ("dtype", "torch_dtype"):
-        if key in settings:
-            settings[key] = dtype
-    _write_json(config, settings)
+    named = {key: dtype for key in ("dtype", "torch_dtype") if dtype and key in settings}
+    mended = {key: value for key, value in settings.items() if key != "quantization_config"} | named
+    if mended != settings:
+        _write_json(config, mended)
 
 
 def _write_json(path: Path, content: dict) -> None:
