@@ -63,6 +63,13 @@ def _ranked(numbers: Numbers) -> Keep:
     return Ranked(densities, epsilons)
 
 
+def _divisor(numbers: Numbers, consensus: bool) -> Literal["", "weights", "total"]:
+    """What ``normalize`` divides by: the weights of what agrees, or all of them."""
+    if not numbers.flag("normalize"):
+        return ""
+    return "weights" if consensus else "total"
+
+
 def task_vectors(keep: Callable[[Numbers], Keep], *, consensus: bool) -> Choose:
     """``x_0 + lambda * sum_i w_i d_i / D`` of what is kept, as mergekit joins it.
 
@@ -73,13 +80,9 @@ def task_vectors(keep: Callable[[Numbers], Keep], *, consensus: bool) -> Choose:
     """
 
     def choose(numbers: Numbers) -> Choice:
-        normalize = numbers.flag("normalize")
-        divide: Literal["", "weights", "total"] = ""
-        if normalize:
-            divide = "weights" if consensus else "total"
         join = Join(
             numbers.weights, scale=numbers.number("lambda"), elect="sum" if consensus else "none",
-            divide=divide, rescale="sums" if numbers.flag("rescale") else "",
+            divide=_divisor(numbers, consensus), rescale="sums" if numbers.flag("rescale") else "",
         )  # fmt: skip
         return Choice(keep(numbers), join)
 
@@ -125,13 +128,9 @@ def unbiased(keep: Callable[[Numbers], Keep], *, consensus: bool) -> Choose:
     """
 
     def choose(numbers: Numbers) -> Choice:
-        normalize = numbers.flag("normalize")
-        divide: Literal["", "weights", "total"] = ""
-        if normalize:
-            divide = "weights" if consensus else "total"
         join = Join(
             numbers.weights, scale=numbers.number("lambda"), elect="sum" if consensus else "none",
-            divide=divide, rescale="chances",
+            divide=_divisor(numbers, consensus), rescale="chances",
         )  # fmt: skip
         return Choice(keep(numbers), join)
 
