@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from tests.lab_base import rows_of, save_data
-from wspace.lab.data import DataError, load_task, scored_rows, subset
+from wspace.lab.data import DataError, load_task, overlaps, scored_rows, subset
 from wspace.lab.settings import TaskSource, load_settings
 
 
@@ -161,3 +161,15 @@ def test_a_subset_keeps_the_shares_of_the_classes(data):
     with pytest.raises(DataError, match="1 rows cannot hold 2 classes"):
         subset(uneven, 1, 0)
     assert Counter(scored_rows(uneven, 1).labels) == {0: 1, 1: 1}
+
+
+def test_texts_that_two_data_sets_share_are_counted(data):
+    tasks = {name: load(data, name) for name in ("plain", "pairs")}
+    assert overlaps(tasks) == []
+    test = tasks["pairs"].test
+    seen = tasks["plain"].train.texts[0]
+    second = (" " + seen.upper(), *test.pairs[1:])  # case and the space around do not matter
+    tasks["pairs"] = dataclasses.replace(
+        tasks["pairs"], test=dataclasses.replace(test, pairs=second)
+    )
+    assert overlaps(tasks) == [{"test": "pairs", "train": "plain", "rows": 1, "of": 24}]

@@ -122,10 +122,12 @@ def test_words_follow_the_clusters(results):
     assert "15 models in 5 clusters: every one lies in a cluster of its own data set" in text
     assert "15 models in 3 clusters: every one lies in a cluster of its own family" in text
     assert "the nearer the data, the nearer the weights" in text
+    assert "affinity" not in text  # both ways agree
     found["runs"][0]["scores"]["majority"]["accuracy"] = 0.4
     found["cosines"]["across"]["mean"] = 0.99
     text = " ".join(findings({"clusters": found})["clusters"])
     assert "in 5 clusters: 40 % lies in" in text
+    assert "becomes an affinity: 40 % by max(cos, 0) and 100 % by (1 + cos) / 2." in text
     assert "not in that order" in text
 
 
@@ -170,6 +172,24 @@ def test_words_follow_the_starts():
     worse = findings({"efficient": bitfit(-0.1)})["efficient"]
     assert "worse than from the pretrained model by -7.6 points" in worse[0]
     assert "1 won, 0 tied, 4 lost" in worse[0]
+
+
+def test_words_follow_the_kinds_of_targets():
+    found = bitfit(0.1)
+    row = found["summary"][0]
+    seen = row | {"part": "seen by the base", "n": 2, "mean_gain": -0.02, "wins": 0}
+    said = findings({"efficient": found | {"parts": [seen]}})["efficient"]
+    assert said[1] == "Of these -2.0 points over 2 targets seen by the base (0 won)."
+    whole = seen | {"n": row["n"]}  # all targets are of that kind: nothing to add
+    assert len(findings({"efficient": found | {"parts": [whole]}})["efficient"]) == len(said) - 1
+
+
+def test_words_tell_of_rows_that_another_data_set_has_too():
+    shared = [{"test": "sick", "train": "snli", "rows": 20, "of": 2000}]
+    said = findings({"zoo": records(), "overlaps": shared})["zoo"][-1]
+    assert said == (
+        "Seen elsewhere: 20 of 2,000 test rows of sick share a text with the training rows of snli."
+    )
 
 
 def test_words_follow_the_sizes():

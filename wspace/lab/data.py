@@ -109,6 +109,31 @@ def load_task(source: TaskSource, settings: Settings) -> Task:
     )
 
 
+def overlaps(tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
+    """Test rows that share a text, but for its case, with the training rows of another data set.
+
+    A model of that other set has seen them, so its loss on this one is a little too good.
+    """
+    trained = {name: _texts(task.train) for name, task in tasks.items()}
+    known = {name: set().union(*texts) for name, texts in trained.items()}
+    counts = [
+        (name, other, sum(not row.isdisjoint(known[other]) for row in _texts(task.test)))
+        for name, task in tasks.items()
+        for other in tasks
+        if other != name
+    ]
+    return [
+        {"test": name, "train": other, "rows": count, "of": len(tasks[name].test)}
+        for name, other, count in counts
+        if count
+    ]
+
+
+def _texts(rows: Rows) -> list[set[str]]:
+    columns = (rows.texts,) if rows.pairs is None else (rows.texts, rows.pairs)
+    return [{text.strip().lower() for text in row} for row in zip(*columns, strict=True)]
+
+
 def subset(rows: Rows, n: int | None, seed: int) -> Rows:
     """At most ``n`` rows drawn by seed, each class by its share and none left without a row.
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from wspace import geometry
+from wspace.lab.data import overlaps
 from wspace.lab.experiments import clusters, edges, efficient, lines, regions, sizes
 from wspace.lab.finetune import Progress
 from wspace.lab.laboratory import Lab, StageError
@@ -145,6 +146,7 @@ def gather(lab: Lab) -> dict[str, Any]:
         "settings": asdict(settings) | {"data": settings.data and Path(settings.data).name},
         "versions": versions(),
         "machine": machine(),
+        "overlaps": overlaps(lab.tasks),
         "zoo": found.pop("finetune", []),
         **found,
         "timings": {name: stage["seconds"] for name, stage in stages.items() if stage},

@@ -24,6 +24,7 @@ from wspace.lab.report.formats import (
 SAME = 0.005
 SIGNIFICANT = 0.05
 
+AFFINITIES = {"positive": "max(cos, 0)", "shifted": "(1 + cos) / 2"}
 GROUPS = {"in": "the models", "inside": "points between them", "ex": "what lies outside"}
 
 
@@ -38,7 +39,10 @@ def findings(results: Mapping[str, Any]) -> dict[str, list[str]]:
         "efficient": efficient,
         "sizes": sizes,
     }
-    return {name: say(results[name]) for name, say in stages.items() if results.get(name)}
+    said = {name: say(results[name]) for name, say in stages.items() if results.get(name)}
+    if "zoo" in said:
+        said["zoo"] += shared_rows(results.get("overlaps", []))
+    return said
 
 
 def zoo(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -55,6 +59,16 @@ def zoo(records: Sequence[Mapping[str, Any]]) -> list[str]:
     if failed:
         said.append(f"{counted(len(failed), 'training')} failed: {listed(failed)}.")
     return said
+
+
+def shared_rows(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of the data sets as they are, before any choice of rows."""
+    parts = [
+        f"{one['rows']:,} of {one['of']:,} test rows of {one['test']} share a text with the "
+        f"training rows of {one['train']}"
+        for one in found
+    ]
+    return [f"Seen elsewhere: {listed(parts)}."] if parts else []
 
 
 def first_runs(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -96,8 +110,22 @@ def clusters(found: Mapping[str, Any]) -> list[str]:
         if best:
             than = [f"{percent(accuracy)} by {name}" for name, accuracy in best.items()]
             said.append(f"In the same way it is {listed(than)}, against {percent(right)} by angle.")
+        said.extend(_affinities(found, run))
     said.extend(_cosines(found["cosines"]))
     return said
+
+
+def _affinities(found: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
+    """The paper does not say how a cosine becomes an affinity: does the answer hang on it?"""
+    right = {
+        other["affinity"]: real(other["scores"]["majority"]["accuracy"])
+        for other in found["runs"]
+        if (other["name"], other["metric"], other["method"]) == (run["name"], "cosine", "spectral")
+    }
+    if len(set(right.values())) < 2:
+        return []
+    parts = [f"{percent(right[name])} by {AFFINITIES[name]}" for name in AFFINITIES]
+    return [f"It hangs on how a cosine becomes an affinity: {listed(parts)}."]
 
 
 def _cosines(found: Mapping[str, Any]) -> list[str]:
@@ -249,6 +277,15 @@ def efficient(found: Mapping[str, Any]) -> list[str]:
             f"{row['wins']} won, {row['ties']} tied, {row['losses']} lost, {sure}"
             + (f" (sign test, p = {number(p)})." if p is not None else ".")
         )
+        parts = [
+            f"{points(part['mean_gain'])} points over {counted(part['n'], 'target')} "
+            f"{part['part']} ({part['wins']} won)"
+            for part in found.get("parts", [])
+            if all(part[key] == row[key] for key in ("regime", "rows", "start"))
+            and part["n"] < row["n"]
+        ]
+        if parts:
+            said.append(f"Of these {listed(parts)}.")
     return said
 
 
