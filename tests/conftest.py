@@ -8,11 +8,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 
 from tests.paths import Cpu, Gpu
-from wkernels import ops
+from wkernels import arguments
 
 
 @pytest.fixture(params=[Cpu, Gpu], ids=["cpu", "gpu"])
 def path(request, monkeypatch):
     """Every test that uses this runs on both paths; ``wkernels.ops`` takes the one it is."""
-    monkeypatch.setattr(ops, "_on_gpu", lambda rows: request.param is Gpu)
+    monkeypatch.setattr(arguments, "on_gpu", lambda rows: request.param is Gpu)
     return request.param

@@ -1,6 +1,7 @@
 """The CPU and the GPU launchers under one signature, for tests that hold for both."""
 
-from wkernels import cpu, ops
+from wkernels import cpu
+from wkernels.arguments import pointers_to
 from wkernels.gpu import products, statistics
 
 
@@ -16,11 +17,11 @@ class Cpu:
 
     @staticmethod
     def products(op, rows, columns, base, segments, out):
-        others = None if columns is None else ops._pointers(columns)
-        origin = ops._pointers([] if base is None else [base])
-        cpu.products(op, ops._pointers(rows), others, origin, segments, out.numpy(), threads=2)
+        others = None if columns is None else pointers_to(columns)
+        origin = pointers_to([] if base is None else [base])
+        cpu.products(op, pointers_to(rows), others, origin, segments, out.numpy(), threads=2)
 
     @staticmethod
     def row_moments(rows, base, segments, sums):
-        origin = ops._pointers([] if base is None else [base])
-        cpu.row_moments(ops._pointers(rows), origin, segments, sums.numpy(), threads=2)
+        origin = pointers_to([] if base is None else [base])
+        cpu.row_moments(pointers_to(rows), origin, segments, sums.numpy(), threads=2)

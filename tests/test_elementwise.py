@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from wkernels import cpu, elementwise, ops, reference
+from wkernels import cpu, elementwise, reference
+from wkernels.arguments import pointers_to
 from wkernels.elementwise import Joint, joined, kept_sums, largest, no_mask
 from wkernels.selection import ALL
 
@@ -184,7 +185,7 @@ def test_bits_depend_neither_on_threads_nor_on_the_cut(operation):
     n = 5 * 16384 + 77
     rows, base = make(3, n, BF16)
     mask = trimmed(rows, base, n // 5)._replace(chance=np.full((1, 3), 0.7, np.float32))
-    pointers, origin = ops._pointers(rows), ops._pointers([base])
+    pointers, origin = pointers_to(rows), pointers_to([base])
     joint = ones(3, elect="sum", divide=True)
     found = []
     for threads, cuts in ((1, [n]), (2, [n]), (2, [16384, 4 * 16384, n]), (3, [3 * 16384, n])):
@@ -201,7 +202,7 @@ def test_bits_depend_neither_on_threads_nor_on_the_cut(operation):
                 cpu.kept_sums(pointers, origin, segment, first, mask, sums, threads=threads)
             else:
                 cpu.joined(
-                    pointers, origin, segment, first, mask, joint, ops._pointers([out]),
+                    pointers, origin, segment, first, mask, joint, pointers_to([out]),
                     threads=threads,
                 )  # fmt: skip
             start = stop
@@ -221,7 +222,7 @@ def test_counts_of_agreement():
     rows = [torch.tensor([1.0, 1, 0, 0, 5]), torch.tensor([0.0, 2, 3, 0, 5])]
     base, counts = torch.zeros(5), np.zeros((1, 2, 2), np.int64)
     cpu.agreements(
-        ops._pointers(rows), ops._pointers([base]), np.array([[0, 5]]), np.zeros(1, int),
+        pointers_to(rows), pointers_to([base]), np.array([[0, 5]]), np.zeros(1, int),
         no_mask(1, 2), counts, threads=1,
     )  # fmt: skip
     assert counts.tolist() == [[[2, 1], [2, 1]]]
@@ -239,7 +240,14 @@ def test_chances_by_rank(shape):
     (row,), base = make(1, n, BF16)
     out = np.full(n, np.nan, np.float32)
     cpu.rank_chances(
-        ops._pointers([row]), ops._pointers([base]), n, shape, 0.6, 0.2, out, threads=2
+        pointers_to([row]),
+        pointers_to([base]),
+        n,
+        shape,
+        0.6,
+        0.2,
+        out,
+        threads=2,
     )
     d = differences([row], base)[0].abs().reshape(shape)
     rank = d.argsort(dim=1, stable=True).argsort(dim=1).double()
@@ -250,10 +258,10 @@ def test_chances_by_rank(shape):
 def test_variances_and_importances():
     rows, base = make(4, 1200, F32)
     out = np.full(1200, np.nan, np.float32)
-    cpu.variances(ops._pointers(rows), ops._pointers([base]), 1200, out, threads=2)
+    cpu.variances(pointers_to(rows), pointers_to([base]), 1200, out, threads=2)
     truth = differences(rows, base).double().var(0, unbiased=False)
     np.testing.assert_allclose(out, truth.numpy(), rtol=1e-6)
-    cpu.importances(ops._pointers(rows[:1]), ops._pointers([base]), 40, 1200, out, threads=2)
+    cpu.importances(pointers_to(rows[:1]), pointers_to([base]), 40, 1200, out, threads=2)
     p, q = (t.double().view(30, 40).softmax(-1) + 1e-8 for t in (rows[0], base))
     divergence = (p * (p / q).log()).sum(-1, keepdim=True)
     truth = (rows[0].double() - base.double()).abs().view(30, 40) * divergence
@@ -264,8 +272,8 @@ def test_pulled():
     row, base = torch.tensor([1.0, 1.5, 0.0, -3.0]), torch.tensor([1.0, 1.0, 1.0, 1.0])
     out = poisoned(4, F32)
     cpu.pulled(
-        ops._pointers([row]), ops._pointers([base]), np.array([[0, 2], [2, 4]]),
-        np.array([1.0, 0.5]), ops._pointers([out]), threads=1,
+        pointers_to([row]), pointers_to([base]), np.array([[0, 2], [2, 4]]),
+        np.array([1.0, 0.5]), pointers_to([out]), threads=1,
     )  # fmt: skip
     assert out.tolist() == [1.0, 1.5, 0.5, 0.5]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from wkernels import ops, reference
+from wkernels import arguments, ops, reference
 from wkernels.gpu import blocks, products
 from wkernels.gpu.configs.derive import ENGINES
 from wkernels.gpu.products import engines
@@ -23,7 +23,7 @@ WORST = {"whole": 2**-16, "bfloat16": 2**-15 + 2**-16, "tfloat32": 2**-21 + 2**-
 
 @pytest.fixture(autouse=True)
 def on_gpu(monkeypatch):
-    monkeypatch.setattr(ops, "_on_gpu", lambda rows: True)
+    monkeypatch.setattr(arguments, "on_gpu", lambda rows: True)
 
 
 def make(n_rows, n, dtype, seed=0):

@@ -17,7 +17,7 @@ import torch
 from bench import gpu, gpu_cases, gpu_checks, gpu_goals, gpu_passes, gpu_report, truth
 from bench.gpu_session import Arm, Session, Sizes
 from bench.limits import Work
-from wkernels import ops
+from wkernels import arguments
 
 TINY = Sizes(
     row_bytes=2048, gram_bytes=4096, link_bytes=4096, tensor_scale=256, gemm=32, float64_gemm=32,
@@ -42,7 +42,7 @@ class StepClock:
 
 @pytest.fixture
 def session(monkeypatch):
-    monkeypatch.setattr(ops, "_on_gpu", lambda rows: True)
+    monkeypatch.setattr(arguments, "on_gpu", lambda rows: True)
     monkeypatch.setattr(truth, "PERIOD", 1000)
     monkeypatch.setattr(gpu_passes, "REPEATS", 1)
     return Session(StepClock(), TINY, log=lambda text: None)

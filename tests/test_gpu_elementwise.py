@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from wkernels import elementwise, ops
+from wkernels import arguments, elementwise
 from wkernels.gpu import selection
 from wkernels.masks import Joint, no_mask
 
@@ -23,7 +23,7 @@ def make(n_rows, n, dtype, seed=0):
 def on_both(monkeypatch, operation):
     found = []
     for gpu in (False, True):
-        monkeypatch.setattr(ops, "_on_gpu", lambda rows, gpu=gpu: gpu)
+        monkeypatch.setattr(arguments, "on_gpu", lambda rows, gpu=gpu: gpu)
         found.append(operation())
     return found
 

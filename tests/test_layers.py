@@ -35,6 +35,7 @@ LAYERS = [
     "wkernels.cpu.columns",
     "wkernels.cpu",
     "wkernels.gpu",
+    "wkernels.arguments",
     "wkernels.ops",
     "wkernels.elementwise",
     "wkernels",

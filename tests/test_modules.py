@@ -6,8 +6,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import wspace as ws
-from tests.zoos import zoo_on_disk
+from tests.zoos import save, zoo_on_disk
+from wkernels import arguments
+from wkernels.ops import FAST_ERROR
 from wspace.errors import DeviceError, MisalignedZooError
+from wspace.grams import EXACT
 
 WEIGHTS = [0.5, 1.5, -0.75]
 
@@ -128,6 +131,28 @@ def test_a_resident_zoo_is_the_zoo(tmp_path, dtype):
     difference = resident.gram().total - ws.gram(zoo).total
     # other blocks, so other roundings, in float64
     assert difference.abs().max() <= 1e-12 * ws.gram(zoo).total.abs().max()
+
+
+def test_a_fast_gram_is_refined_by_its_own_error(tmp_path, monkeypatch):
+    """Of resident rows; on the kernels' GPU path, interpreted."""
+    base = torch.randn(500, generator=torch.Generator().manual_seed(0))
+    steps = torch.randn((3, 500), generator=torch.Generator().manual_seed(1))
+    rows = [base + 1e-2 * step for step in (steps[0], steps[1], steps[0] + 1e-4 * steps[2])]
+    for name, row in zip(("run-0", "run-1", "run-2", "base"), [*rows, base], strict=True):
+        save(tmp_path / name, {"weight": row})
+    zoo = ws.open_zoo(f"{tmp_path}/run-*", base=tmp_path / "base")
+    resident = ws.ResidentZoo(zoo)
+    assert resident.gram(fast=True).error == EXACT  # there is no other on the CPU
+    monkeypatch.setattr(arguments, "on_gpu", lambda rows: True)
+    gram = resident.gram(fast=True)
+    monkeypatch.undo()
+    assert gram.error == FAST_ERROR
+    raw = ws.distances(gram)
+    truth = (rows[0].double() - rows[2].double()).norm()
+    assert abs(raw[0, 2] - truth) > 1e-4 * truth
+    refined = ws.refine(raw, gram, zoo)
+    assert abs(refined[0, 2] - truth) <= 1e-12 * truth
+    assert refined[0, 1] == raw[0, 1]
 
 
 def test_a_gpu_that_is_not_there(llamas, monkeypatch):

@@ -6,7 +6,8 @@ import torch
 import wspace as ws
 from tests.recipes import merged, plan
 from tests.zoos import SHAPES, save, state
-from wkernels import cpu, ops, reference
+from wkernels import cpu, reference
+from wkernels.arguments import pointers_to
 from wspace.devices import device_named
 from wspace.elementwise.run import layout_of
 from wspace.recipes import RecipeError, cost
@@ -195,9 +196,9 @@ def test_the_kernel_with_float64_and_several_segments():
     wrong = torch.zeros(2, 2, dtype=torch.int64).numpy()
     f[1, 30_000:30_003] = -1
     cpu.precision_mean(
-        ops._pointers(list(x)), ops._pointers(list(f)), torch.tensor(segments).numpy(),
+        pointers_to(list(x)), pointers_to(list(f)), torch.tensor(segments).numpy(),
         torch.tensor(weights).double().numpy(), torch.tensor(floors).double().numpy(),
-        ops._pointers([out]), wrong, threads=2,
+        pointers_to([out]), wrong, threads=2,
     )  # fmt: skip
     assert wrong.tolist() == [[0, 0], [0, 3]]
     for (start, stop), w, floor in zip(segments, weights, floors, strict=True):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from wkernels import ops, reference
+from wkernels import arguments, ops, reference
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -256,7 +256,7 @@ def test_bits_are_the_same_on_both_paths(dtype, monkeypatch):
     out_dtype = BF16 if dtype == E4M3 else dtype
     found = []
     for gpu in (False, True):
-        monkeypatch.setattr(ops, "_on_gpu", lambda rows, gpu=gpu: gpu)
+        monkeypatch.setattr(arguments, "on_gpu", lambda rows, gpu=gpu: gpu)
         out = poisoned(4, 3001, out_dtype)
         found.append(ops.weighted_sum(x, weights, base=base, out=out))
     assert same_bits(*found)

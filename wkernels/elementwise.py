@@ -10,11 +10,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from wkernels import ops
+from wkernels import arguments, dtypes
+from wkernels.arguments import Rows, base_of, name_of, output_dtype, pointers_to, rows_of, whole
 from wkernels.masks import Joint, Mask, no_mask
 from wkernels.selection import Selection
-
-Rows = ops.Rows
 
 
 def largest(
@@ -32,11 +31,11 @@ def largest(
     threshold divides equal magnitudes.
     """
     rows, based = _inputs(x, base)
-    wide = ops.dtypes.compute_type(*map(ops._name, [*rows, *based])) == "float64"
+    wide = dtypes.compute_type(*map(name_of, [*rows, *based])) == "float64"
     n = rows[0].numel()
     counts = np.broadcast_to(np.asarray(count, np.int64), (1, len(rows)))
     found = Selection(counts, np.array([n]), wide=wide)
-    if ops._on_gpu(rows):
+    if arguments.on_gpu(rows):
         return _largest_on_gpu(rows, base, found)
     pointers, origin = _pointers(rows, based)
     from wkernels import cpu
@@ -45,12 +44,12 @@ def largest(
     for shift, width in found.digits():
         table = np.zeros((1, len(rows), 1 << width), np.int64)
         cpu.digit_counts(
-            pointers, origin, ops._whole(n), found.prefix, shift, width, table, threads=threads
+            pointers, origin, whole(n), found.prefix, shift, width, table, threads=threads
         )
         found.narrow(table, width)
     bits, before = found.settle()
     if found.left.any():
-        place = cpu.nth_equal(pointers, origin, ops._whole(n), bits, found.left, threads=threads)
+        place = cpu.nth_equal(pointers, origin, whole(n), bits, found.left, threads=threads)
         before = np.where(place >= 0, place, before)
     return bits, before
 
@@ -76,7 +75,7 @@ def kept_sums(x: Rows, mask: Mask, *, base: torch.Tensor | None = None) -> np.nd
     Returns float64 ``[n_models, 4]``; sums in float64, in blocks of a fixed size added in order.
     """
     rows, based = _inputs(x, base)
-    if ops._on_gpu(rows):
+    if arguments.on_gpu(rows):
         raise ValueError(
             "x: expected rows in host memory, got rows on a GPU; move them with .cpu()"
         )
@@ -85,7 +84,7 @@ def kept_sums(x: Rows, mask: Mask, *, base: torch.Tensor | None = None) -> np.nd
     n = rows[0].numel()
     sums = np.zeros((1, len(rows), cpu.N_SUMS))
     cpu.kept_sums(
-        *_pointers(rows, based), ops._whole(n), np.zeros(1, np.int64), mask, sums,
+        *_pointers(rows, based), whole(n), np.zeros(1, np.int64), mask, sums,
         threads=torch.get_num_threads(),
     )  # fmt: skip
     return sums[0]
@@ -111,9 +110,9 @@ def joined(
     """
     rows, based = _inputs(x, base)
     if out is None:
-        out = rows[0].new_empty(rows[0].numel(), dtype=ops._output_dtype(rows))
-    ops._rows([out], "out", like=rows, types=ops.dtypes.OUTPUTS)
-    if ops._on_gpu(rows):
+        out = rows[0].new_empty(rows[0].numel(), dtype=output_dtype(rows))
+    rows_of([out], "out", like=rows, types=dtypes.OUTPUTS)
+    if arguments.on_gpu(rows):
         from wkernels.gpu import consensus as gpu
 
         gpu.joined(rows, base, mask, joint, out)
@@ -122,19 +121,19 @@ def joined(
 
     n = rows[0].numel()
     cpu.joined(
-        *_pointers(rows, based), ops._whole(n), np.zeros(1, np.int64), mask, joint,
-        ops._pointers([out]), threads=torch.get_num_threads(),
+        *_pointers(rows, based), whole(n), np.zeros(1, np.int64), mask, joint,
+        pointers_to([out]), threads=torch.get_num_threads(),
     )  # fmt: skip
     return out
 
 
 def _inputs(x: Rows, base: torch.Tensor | None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    rows = ops._rows(x, "x")
-    return rows, [] if base is None else ops._rows([base], "base", like=rows)
+    rows = rows_of(x, "x")
+    return rows, base_of(base, like=rows)
 
 
 def _pointers(rows: list, based: list):
-    return ops._pointers(rows), ops._pointers(based)
+    return pointers_to(rows), pointers_to(based)
 
 
 __all__ = ["Joint", "Mask", "joined", "kept_sums", "largest", "no_mask"]

@@ -12,12 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from wkernels import dtypes, mixes, moments
-
-Rows = torch.Tensor | Sequence[torch.Tensor]
+from wkernels import arguments, dtypes, mixes, moments
+from wkernels.arguments import Rows, base_of, name_of, output_dtype, pointers_to, rows_of, whole
 
 
 def weighted_sum(
@@ -42,8 +40,8 @@ def weighted_sum(
     weight of 1), or with a base no model (all zeros), is copied bit for bit.
     Bytes: each row once, and ``n_mixes`` outputs; on a GPU a copied mix reads its row again.
     """
-    rows = _rows(x, "x")
-    based = [] if base is None else _rows([base], "base", like=rows)
+    rows = rows_of(x, "x")
+    based = base_of(base, like=rows)
     weights = torch.as_tensor(weights)
     if weights.ndim != 2 or weights.shape[1] != len(rows) or not len(weights):
         raise ValueError(
@@ -51,18 +49,18 @@ def weighted_sum(
             f"got {list(weights.shape)}"
         )
     if out is None:
-        out = rows[0].new_empty((len(weights), rows[0].numel()), dtype=_output_dtype(rows))
-    outs = _rows(out, "out", like=rows, types=dtypes.OUTPUTS)
+        out = rows[0].new_empty((len(weights), rows[0].numel()), dtype=output_dtype(rows))
+    outs = rows_of(out, "out", like=rows, types=dtypes.OUTPUTS)
     if len(outs) != len(weights):
         raise ValueError(f"out: expected {len(weights)} rows, one for each mix, got {len(outs)}")
     plain = weights.detach().double().cpu().numpy()
     copied = mixes.copied_rows(plain, has_base=base is not None)
-    if _on_gpu(rows):
+    if arguments.on_gpu(rows):
         from wkernels.gpu import weighted_sum as gpu
 
         computed = [j for j, source in enumerate(copied) if source == mixes.MIXED]
         if computed:
-            compute = getattr(torch, dtypes.compute_type(*map(_name, [*rows, *based, *outs])))
+            compute = getattr(torch, dtypes.compute_type(*map(name_of, [*rows, *based, *outs])))
             selected = weights.to(rows[0].device, compute)[computed].contiguous()
             gpu.launch(rows, selected, [outs[j] for j in computed], base)
         for j, source in enumerate(copied):
@@ -72,8 +70,8 @@ def weighted_sum(
         from wkernels import cpu
 
         cpu.weighted_sum(
-            _pointers(rows), plain, copied, _pointers(based), _pointers(outs), rows[0].numel(),
-            threads=torch.get_num_threads(),
+            pointers_to(rows), plain, copied, pointers_to(based), pointers_to(outs),
+            rows[0].numel(), threads=torch.get_num_threads(),
         )  # fmt: skip
     return out
 
@@ -110,12 +108,12 @@ def weighted_sum_tensors(
         inputs = [
             row for k, row in enumerate(flat) if not len(models) <= k < len(models) + len(outs)
         ]
-        _rows(inputs, f"tensor {t}")
-        _rows(flat[len(models) : len(models) + len(outs)], f"outs, tensor {t}", like=inputs,
+        rows_of(inputs, f"tensor {t}")
+        rows_of(flat[len(models) : len(models) + len(outs)], f"outs, tensor {t}", like=inputs,
               types=dtypes.OUTPUTS)  # fmt: skip
     copied = mixes.copied_rows(weights.double().cpu().numpy(), has_base=base is not None)
     computed = [j for j, source in enumerate(copied) if source == mixes.MIXED]
-    if models[0] and _on_gpu(models[0]):
+    if models[0] and arguments.on_gpu(models[0]):
         from wkernels.gpu import weighted_sum as gpu
 
         if computed:
@@ -186,7 +184,7 @@ def squared_distances(
     pairs that it cannot tell apart are measured by their differences, which reads the rows that are
     in such a pair once more. Relative error: 1e-4 at most, 1e-8 or less without ``fast``.
     """
-    rows = _rows(x, "x")
+    rows = rows_of(x, "x")
     products = gram(rows, base, fast=fast)
     norms = products.diagonal()
     found = (norms[:, None] + norms[None, :] - 2 * products).clamp_min_(0).fill_diagonal_(0)
@@ -237,19 +235,19 @@ def row_statistics(x: Rows, base: torch.Tensor | None = None) -> RowStatistics:
     them, which loses about ``(mean / standard deviation)**4`` units in the last place. An element
     counts as changed when it compares unequal to the base's (so -0 equals +0, and NaN is changed).
     """
-    rows = _rows(x, "x")
-    based = [] if base is None else _rows([base], "base", like=rows)
+    rows = rows_of(x, "x")
+    based = base_of(base, like=rows)
     length = rows[0].numel()
     sums = torch.zeros((1, len(rows), moments.N), dtype=torch.float64, device=rows[0].device)
-    if _on_gpu(rows):
+    if arguments.on_gpu(rows):
         from wkernels.gpu import statistics as gpu
 
-        gpu.launch(rows, base, _whole(length), sums)
+        gpu.launch(rows, base, whole(length), sums)
     else:
         from wkernels import cpu
 
         cpu.row_moments(
-            _pointers(rows), _pointers(based), _whole(length), sums.numpy(),
+            pointers_to(rows), pointers_to(based), whole(length), sums.numpy(),
             threads=torch.get_num_threads(),
         )  # fmt: skip
     table = moments.statistics(sums[0].cpu().numpy(), length, has_base=base is not None)
@@ -257,9 +255,9 @@ def row_statistics(x: Rows, base: torch.Tensor | None = None) -> RowStatistics:
 
 
 def _products(op, x, base, out, other, *, fast=False):
-    rows = _rows(x, "x")
-    columns = None if other is None else _rows(other, "other", like=rows)
-    based = [] if base is None else _rows([base], "base", like=rows)
+    rows = rows_of(x, "x")
+    columns = None if other is None else rows_of(other, "other", like=rows)
+    based = base_of(base, like=rows)
     shape = (len(rows), len(rows) if columns is None else len(columns))
     if out is None:
         out = torch.empty(shape, dtype=torch.float64, device=rows[0].device)
@@ -269,58 +267,15 @@ def _products(op, x, base, out, other, *, fast=False):
         )
     out.zero_()
     length = rows[0].numel()
-    if _on_gpu(rows):
+    if arguments.on_gpu(rows):
         from wkernels.gpu import products as gpu
 
-        gpu.launch(op, rows, columns, base, _whole(length), out[None], fast=fast)
+        gpu.launch(op, rows, columns, base, whole(length), out[None], fast=fast)
     else:
         from wkernels import cpu
 
         cpu.products(
-            op, _pointers(rows), None if columns is None else _pointers(columns), _pointers(based),
-            _whole(length), out[None].numpy(), threads=torch.get_num_threads(),
+            op, pointers_to(rows), None if columns is None else pointers_to(columns),
+            pointers_to(based), whole(length), out[None].numpy(), threads=torch.get_num_threads(),
         )  # fmt: skip
     return out
-
-
-def _rows(x, name: str, *, like=None, types=tuple(dtypes.FLOATS)) -> list[torch.Tensor]:
-    """The rows of ``x`` as a list, checked: dtype, length, device, contiguous."""
-    if isinstance(x, torch.Tensor) and x.ndim != 2:
-        raise ValueError(f"{name}: expected shape [rows, n], got {list(x.shape)}")
-    rows = [row.detach() for row in x]
-    if not rows:
-        raise ValueError(f"{name}: expected at least one row, got none")
-    first = like[0] if like else rows[0]
-    for i, row in enumerate(rows):
-        where = name if name == "base" else f"{name}[{i}]"
-        if _name(row) not in types:
-            raise TypeError(f"{where}: expected one of {', '.join(types)}, got {_name(row)}")
-        if row.ndim != 1 or row.numel() != first.numel():
-            raise ValueError(f"{where}: expected shape [{first.numel()}], got {list(row.shape)}")
-        if not row.is_contiguous():
-            raise ValueError(f"{where}: expected contiguous elements, got stride {row.stride()}")
-        if row.device != first.device:
-            raise ValueError(f"{where}: expected a tensor on {first.device}, got {row.device}")
-    return rows
-
-
-def _name(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _output_dtype(rows: list[torch.Tensor]) -> torch.dtype:
-    return next((row.dtype for row in rows if _name(row) in dtypes.OUTPUTS), torch.float32)
-
-
-def _on_gpu(rows: Sequence[torch.Tensor]) -> bool:
-    return rows[0].is_cuda
-
-
-def _pointers(rows: Sequence[torch.Tensor]):
-    from wkernels import cpu
-
-    return cpu.Pointers.of([row.data_ptr() for row in rows], [_name(row) for row in rows])
-
-
-def _whole(length: int):
-    return np.array([[0, length]], dtype=np.int64)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from wkernels import moments
+from wkernels import moments, ops
 from wspace.devices import Device, device_named
 from wspace.errors import NonFiniteError
 from wspace.lora import rank_products
@@ -16,6 +16,9 @@ from wspace.placement import choose, products_job
 from wspace.sizes import parse_bytes
 from wspace.stream import Chunk, Progress
 from wspace.zoo import Zoo, open_zoo
+
+EXACT = 1e-14
+"""Error of an inner product from float32 differences and float64 sums, of its two rows' norms."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Gram:
     members: tuple[str, ...]  # names of the models
     has_base: bool  # rows are differences from the base; else they are the weights themselves
     left_out: dict[str, str]  # tensors that took no part, and why
+    error: float = EXACT  # of an entry, relative to the norms of its two rows
 
 
 def gram(
@@ -102,23 +106,18 @@ def pairwise_distances(
     return torch.from_numpy(np.sqrt(total) if metric == "l2" else total / zoo.numel)
 
 
-CLOSE = 1e-10
-"""Squared distance, relative to the two squared norms, below which a Gram matrix is not trusted:
-1e4 times the error that float32 differences and float64 sums leave, so that what is kept has about
-four right digits."""
-
-
 def refine(
     distances: torch.Tensor, gram: Gram, zoo: Zoo, *, memory: int | str = "1GiB"
 ) -> torch.Tensor:
     """Euclidean distances with those of near-duplicates recomputed by direct difference.
 
-    Reads only the models that have a close neighbour (squared distance below 1e-10 of the squared
-    norms, and not 0), and nothing if none has.
+    Reads only the models that have a close neighbour, and nothing if none has: squared distances
+    below ``1e4 * gram.error`` of the two squared norms (1e-10 of an exact matrix, in which 0 is 0).
+    What is kept has about four right digits.
     """
-    squared_norms = gram.total.diagonal()
-    scale = squared_norms[:, None] + squared_norms[None, :]
-    close = (distances > 0) & (distances.square() < CLOSE * scale)
+    close = ops.close_pairs(gram.total, error=gram.error)
+    if gram.error <= EXACT:  # else what is 0 may have been lost
+        close &= distances > 0
     involved = torch.nonzero(close.any(dim=1)).flatten().tolist()
     if not involved:
         return distances

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from wkernels import ops
+from wkernels import arguments, ops
 from wspace.devices import Cpu, device_named
 from wspace.errors import MisalignedZooError
-from wspace.grams import Gram
+from wspace.grams import EXACT, Gram
 from wspace.jobs import output_dtype, plan_mixes, run_mixes
 from wspace.merging import needed
 from wspace.sizes import parse_bytes
@@ -171,12 +171,17 @@ class ResidentZoo:
             target.copy_(state[name])
         return untouched
 
-    def gram(self) -> Gram:
-        """As :func:`wspace.gram`, of what is resident; without the per-tensor matrices."""
+    def gram(self, *, fast: bool = False) -> Gram:
+        """As :func:`wspace.gram`, of what is resident; without the per-tensor matrices.
+
+        ``fast`` lets a GPU use its 16-bit matrix units: see :func:`wkernels.gram`, whose error the
+        result then carries, so that :func:`wspace.refine` knows which distances to measure.
+        """
         n = len(self.zoo)
+        fast = fast and any(map(arguments.on_gpu, self.rows))
         total = torch.zeros((n, n), dtype=torch.float64)
         for rows in self.rows:
-            total += ops.gram(rows[:n], rows[n] if self.zoo.base else None).cpu()
+            total += ops.gram(rows[:n], rows[n] if self.zoo.base else None, fast=fast).cpu()
         return Gram(
             total=total,
             per_tensor=None,
@@ -184,6 +189,7 @@ class ResidentZoo:
             members=self.zoo.names,
             has_base=self.zoo.base is not None,
             left_out=self.zoo.left_out,
+            error=ops.FAST_ERROR if fast else EXACT,
         )
 
 
