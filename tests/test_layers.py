@@ -58,6 +58,7 @@ LAYERS = [
     "wspace.zoo",
     "wspace.devices",
     "wspace.stream",
+    "wspace.visits",
     "wspace.pipeline",
     "wspace.cuda",
     "wspace.several",

@@ -76,6 +76,7 @@ class Gpu:
 
     chunk_bytes = 256 << 20
     held = HELD
+    lasting = False
 
     def __init__(self, name: str, accelerator: Accelerator) -> None:
         self.name = name

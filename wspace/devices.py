@@ -25,6 +25,7 @@ class Device(Protocol):
     name: str
     chunk_bytes: int  # of input, in one chunk
     held: int  # chunks whose host buffers ``staged`` uses at a time; at most stream.SLOTS - 1
+    lasting: bool  # whether a staged chunk stays as it is until its host buffer is given back
 
     def host_buffer(self, nbytes: int) -> np.ndarray:
         """A uint8 buffer that files are read into, and results are written from."""
@@ -104,6 +105,7 @@ class Cpu:
     # small enough that what was just read is still in the last-level cache when the kernel runs
     chunk_bytes = 16 << 20
     held = 1
+    lasting = True
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads or processors()

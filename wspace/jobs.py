@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import count, groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +27,11 @@ from wspace.stream import (
     plan_chunks,
     row_starts,
 )
+from wspace.visits import Visit, written_at_once
 from wspace.zoo import Zoo, ZooTensor
+
+MAX_PIECES = 4096
+"""Of tensors, in a chunk."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def plan_jobs(zoo: Zoo, jobs: Sequence[Job], worker: Device, budget: int) -> lis
     def size(dtypes: Sequence[str]) -> int:
         return chunk_elements(room, worker.chunk_bytes, dtypes, out_bytes, "merge")
 
-    return list(plan_chunks(zoo, rows_of(jobs), size, max_pieces=4096))
+    return list(plan_chunks(zoo, rows_of(jobs), size, MAX_PIECES))
 
 
 Sink = Callable[[Chunk, np.ndarray, tuple[int, ...], str], list[Future[None]]]
@@ -125,48 +129,72 @@ def run_mixes(
     allow_non_finite: bool,
 ) -> None:
     """The pass itself: each chunk, read ahead, computed into one of a few buffers, handed on."""
-    run_jobs(zoo, [Job(chosen, dtype, sink)], plans, worker, progress, allow_non_finite)
+    visits = written_at_once(plans)
+    run_jobs(zoo, [Job(chosen, dtype, sink)], visits, worker, progress, allow_non_finite)
 
 
 def run_jobs(
     zoo: Zoo,
     jobs: Sequence[Job],
-    plans: Sequence[ChunkPlan],
+    visits: Sequence[Visit],
     worker: Device,
     progress: Progress | None,
     allow_non_finite: bool,
+    measure: Callable[[Chunk], None] = lambda chunk: None,
 ) -> None:
-    """:func:`run_mixes` for several mixes of different rows, in one read of all of them."""
+    """:func:`run_mixes` for several mixes of different rows, in one read of all of them.
+
+    ``measure`` is called with the chunks that are to be measured, which have all of the rows. It
+    may set the weights of mixes, until their chunks are written.
+    """
     rows = rows_of(jobs)
     place = {row: k for k, row in enumerate(rows)}
     which = [[place[row] for row in job.mixes.rows] for job in jobs]
     layouts = []
-    for plan in plans:
-        tensor = zoo.tensors[plan.pieces[0].tensor]
+    for visit in visits:
+        tensor = zoo.tensors[visit.plan.pieces[0].tensor]
         names = [output_dtype(zoo, tensor, job.dtype) for job in jobs]
         each = [
             name for name, job in zip(names, jobs, strict=True) for _ in range(job.mixes.n_mixes)
         ]
-        layouts.append((names, *row_starts(plan.n, each)))
+        layouts.append((names, *row_starts(visit.plan.n, each)))
     longest = max((length for _, _, length in layouts), default=0)
-    buffers = [worker.host_buffer(longest) for _ in range(min(OUTPUTS, len(plans)))]
+    buffers = [worker.host_buffer(longest) for _ in range(min(OUTPUTS, len(visits)))]
     waiting: list[list[Future[None]]] = [[] for _ in range(OUTPUTS)]
-    with Stream(zoo, rows, plans, worker, progress=progress) as stream:
+
+    def write(chunk: Chunk, k: int) -> None:
+        names, starts, length = layouts[k]
+        turn = next(turns) % OUTPUTS
+        finish(waiting[turn])
+        buffer = buffers[turn][:length]
+        first = 0
+        for job, of_chunk, name in zip(jobs, which, names, strict=True):
+            own = starts[first : first + job.mixes.n_mixes]
+            first += job.mixes.n_mixes
+            bad = _compute(job.mixes, chunk.of_rows(of_chunk), worker, buffer, own, name)
+            if bad and not allow_non_finite:
+                raise NonFiniteError(
+                    describe_non_finite(zoo, chunk, rows, worker)
+                    or _describe_overflow(zoo, chunk, name)
+                )
+            waiting[turn] += job.sink(chunk, buffer, own, name)
+
+    turns = count()
+    until = list(range(len(visits)))
+    for k, visit in enumerate(visits):
+        for j in visit.written:
+            until[j] = k
+    kept: dict[int, Chunk] = {}
+    plans = [visit.plan for visit in visits]
+    with Stream(zoo, rows, plans, worker, until=until, progress=progress) as stream:
         for k, chunk in enumerate(stream):
-            names, starts, length = layouts[k]
-            finish(waiting[k % OUTPUTS])
-            buffer = buffers[k % OUTPUTS][:length]
-            first = 0
-            for job, of_chunk, name in zip(jobs, which, names, strict=True):
-                own = starts[first : first + job.mixes.n_mixes]
-                first += job.mixes.n_mixes
-                bad = _compute(job.mixes, chunk.of_rows(of_chunk), worker, buffer, own, name)
-                if bad and not allow_non_finite:
-                    raise NonFiniteError(
-                        describe_non_finite(zoo, chunk, rows, worker)
-                        or _describe_overflow(zoo, chunk, name)
-                    )
-                waiting[k % OUTPUTS] += job.sink(chunk, buffer, own, name)
+            kept[k] = chunk
+            if visits[k].measured:
+                measure(chunk)
+            for j in visits[k].written:
+                write(kept.pop(j), j)
+            if until[k] == k:
+                kept.pop(k, None)
     for futures in waiting:
         finish(futures)
 

@@ -34,6 +34,7 @@ class Several:
     """
 
     held = HELD
+    lasting = False
 
     def __init__(self, devices: Sequence[Gpu]) -> None:
         self.devices = devices

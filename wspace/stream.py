@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from wspace.devices import Device
 from wspace.errors import BudgetError
@@ -156,7 +159,8 @@ def derived_workspace(tensors: Iterable[Sequence[StoredTensor]]) -> int:
 class Stream:
     """Chunks of a zoo in order, read ahead into reused buffers; each byte is read once.
 
-    ``rows``: which of ``zoo.checkpoints`` to read. ``plans``: the chunks. Iterate once, inside
+    ``rows``: which of ``zoo.checkpoints`` to read. ``plans``: the chunks. ``until``: for each
+    chunk, the one with which the work on it ends; itself, if not given. Iterate once, inside
     ``with``.
     """
 
@@ -167,6 +171,7 @@ class Stream:
         plans: Sequence[ChunkPlan],
         device: Device,
         *,
+        until: Sequence[int] | None = None,
         progress: Progress | None = None,
         threads: int | None = None,
     ) -> None:
@@ -176,10 +181,16 @@ class Stream:
         self._starts = [starts for starts, _ in layouts]
         self._lengths = [length for _, length in layouts]
         self.nbytes = sum(plan.n * sum(BITS[dtype] for dtype in plan.dtypes) // 8 for plan in plans)
-        n_slots = min(SLOTS, len(plans))
-        self._slots = [device.host_buffer(max(self._lengths, default=0)) for _ in range(n_slots)]
+        self._ending: dict[int, list[int]] = {}  # chunk -> those whose work ends with it
+        for k in range(len(plans)):
+            self._ending.setdefault(until[k] if until else k, []).append(k)
+        self._longest = max(self._lengths, default=0)
+        self._free: list[np.ndarray] = []  # buffers, the last used last: the caches may have it
+        self._slots: dict[int, np.ndarray] = {}  # of chunks that are read, or worked on
+        self._pending: dict[int, list[Future[None]]] = {}
+        self._next = 0
         self._reader = Reader(threads or reading_threads())
-        self._pending = [self._submit(k) for k in range(n_slots)]
+        self._read_ahead(0)
 
     def __enter__(self) -> Stream:
         return self
@@ -198,17 +209,22 @@ class Stream:
     def _host_chunks(self) -> Iterator[Chunk]:
         """Chunks in host buffers, of which the device holds a few: asking for one more gives the
         first of them back."""
-        n_slots = len(self._slots)
         for k, plan in enumerate(self.plans):
-            free = k - self.device.held
-            if 0 <= free < len(self.plans) - n_slots:
-                self._pending[free % n_slots] = self._submit(free + n_slots)
-            for future in self._pending[k % n_slots]:
+            for done in self._ending.pop(k - self.device.held, ()):
+                self._free.append(self._slots.pop(done))
+            self._read_ahead(k)
+            for future in self._pending.pop(k):
                 future.result()
-            yield Chunk(plan, self._slots[k % n_slots][: self._lengths[k]], self._starts[k])
+            yield Chunk(plan, self._slots[k][: self._lengths[k]], self._starts[k])
 
-    def _submit(self, k: int):
-        return self._reader.submit(self._ranges(k), self._slots[k % len(self._slots)])
+    def _read_ahead(self, k: int) -> None:
+        """Start reading what comes after chunk ``k``, as far as there shall be buffers."""
+        ahead = max(SLOTS - self.device.held, 0)
+        while self._next < len(self.plans) and self._next <= k + ahead:
+            slot = self._free.pop() if self._free else self.device.host_buffer(self._longest)
+            self._slots[self._next] = slot
+            self._pending[self._next] = self._reader.submit(self._ranges(self._next), slot)
+            self._next += 1
 
     def _ranges(self, k: int) -> list[Range]:
         plan, starts = self.plans[k], self._starts[k]

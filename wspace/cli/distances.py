@@ -11,6 +11,7 @@ from wspace.cli.options import (
     device_of,
     note,
     note_zoo,
+    of_files,
     progress_bar,
     zoo_of,
 )
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_work(parser)
 
 
+@of_files
 def run(options: argparse.Namespace) -> None:
     from wspace import geometry
     from wspace.grams import gram, pairwise_distances, refine

@@ -8,7 +8,16 @@ import time
 from typing import TYPE_CHECKING
 
 from wspace.cli.check import add_strict, is_recipe, outputs_of
-from wspace.cli.options import add_work, add_zoo, device_of, note, note_zoo, progress_bar, zoo_of
+from wspace.cli.options import (
+    add_work,
+    add_zoo,
+    device_of,
+    note,
+    note_zoo,
+    of_files,
+    progress_bar,
+    zoo_of,
+)
 from wspace.cli.tables import show
 from wspace.errors import WeightsError, WspaceError
 from wspace.sizes import format_bytes
@@ -52,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_work(parser)
 
 
+@of_files
 def run(options: argparse.Namespace) -> None:
     if any(is_recipe(model) for model in options.models):
         _run_recipe(options)

@@ -7,6 +7,7 @@ Inputs are never rounded: ``dtype`` and ``out_dtype`` choose the type that is wr
 else; mergekit rounds inputs to ``dtype`` when it loads them.
 """
 
+from wspace.recipes.costs import Cost, cost
 from wspace.recipes.grammar import Recipe, parse_recipe
 from wspace.recipes.outputs import (
     Output,
@@ -16,7 +17,6 @@ from wspace.recipes.outputs import (
     plan_outputs,
     read_outputs,
 )
-from wspace.recipes.parts import Cost, cost
 from wspace.recipes.plan import Plan, plan_recipe
 from wspace.recipes.problems import Problems, RecipeError
 from wspace.recipes.run import merge_recipe, merge_recipes

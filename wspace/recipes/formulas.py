@@ -160,14 +160,16 @@ def geometric_median(gram: np.ndarray, *, max_iter: int, tol: float) -> np.ndarr
     at = np.full(gram.shape[:2], 1 / n)
     squares = np.einsum("tii->ti", gram)
     tiny = 1e-14 * np.maximum(squares.max(axis=1, initial=0), np.finfo(np.float64).tiny)[:, None]
+    running = np.ones(len(gram), bool)
     for _ in range(max_iter):
         along = np.einsum("tij,tj->ti", gram, at)
         mean = (along * at).sum(axis=1, keepdims=True)
         pull = 1 / np.sqrt(np.maximum(squares - 2 * along + mean, tiny))
         moved = pull / pull.sum(axis=1, keepdims=True)
-        done = np.abs(moved - at).max(initial=0) <= tol
-        at = moved
-        if done:
+        done = np.abs(moved - at).max(axis=1, initial=0) <= tol
+        at = np.where(running[:, None], moved, at)
+        running &= ~done
+        if not running.any():
             break
     return at
 

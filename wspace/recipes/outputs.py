@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from wspace.errors import OutputError
+from wspace.recipes.costs import Cost, cost
 from wspace.recipes.documents import read_documents
 from wspace.recipes.grammar import Recipe, parse_recipe
-from wspace.recipes.parts import Cost, cost
 from wspace.recipes.plan import Plan, models_of, plan_recipe
 from wspace.recipes.problems import Problems, RecipeError
 from wspace.recipes.references import Models

@@ -12,14 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wspace.devices import device_named
-from wspace.recipes.chosen import cost_of_chosen
 from wspace.recipes.plan import Plan
 from wspace.recipes.tensors import Step, TensorPlan
-from wspace.sizes import parse_bytes
 from wspace.storage.checkpoints import Checkpoint, StoredTensor
 from wspace.storage.headers import BITS
-from wspace.stream import OUTPUTS, SLOTS, chunk_elements, derived_workspace
 from wspace.zoo import Zoo, ZooTensor
 
 MATRIX_ROWS = 1 << 14
@@ -72,27 +68,9 @@ class Part:
         """The rows whose Gram matrices are needed."""
         return tuple(sorted({row for use in self.uses if not use.known for row in use.which}))
 
-    def nbytes(self, *, of_files: bool = False) -> int:
-        """Read for Gram matrices and for the output: from the stream, or from files."""
-        asked = self.asked
-
-        def size(stored: StoredTensor) -> int:
-            return stored.read_bytes if of_files else stored.record.nbytes
-
-        return sum(
-            sum(map(size, tensor.stored)) + sum(size(tensor.stored[row]) for row in asked)
-            for tensor in self.tensors
-        )
-
     @property
     def rowwise(self) -> bool:
         return self.uses[0].rowwise
-
-
-class Cost(NamedTuple):
-    read_bytes: int
-    write_bytes: int
-    memory_bytes: int  # of buffers and results, within the budget
 
 
 @dataclass(eq=False)
@@ -229,30 +207,6 @@ def _used(step: Step) -> tuple[tuple[int, ...] | None, np.ndarray | None]:
     if not used and not step.based:
         used = [0]  # zeros of the right shape
     return (*used, *([len(factors)] if step.based else [])), factors[used]
-
-
-def cost(*plans: Plan, device: str = "auto", memory: int | str = "1GiB") -> Cost:
-    """Bytes read, written and held at most. Raises BudgetError if ``memory`` is too little."""
-    worker, budget = device_named(device), parse_bytes(memory)
-    copied = {id(s): s for p in plans for t in p.tensors if t.step is None for s in t.stored}
-    read, held = sum(stored.record.nbytes for stored in copied.values()), 0
-    for part in parts_of(plans):
-        read += part.nbytes(of_files=True)
-        results = sum(8 * use.n**2 * len(part.tensors) for use in part.uses if not use.known)
-        out_bytes = sum(BITS[use.dtype] // 8 for use in part.uses)
-        numel = sum(tensor.numel for tensor in part.tensors)
-        results += derived_workspace(tensor.stored for tensor in part.tensors)
-        for dtypes in {tensor.across.dtypes for tensor in part.tensors}:
-            fitting = chunk_elements(
-                budget - results, worker.chunk_bytes, dtypes, out_bytes, "merge"
-            )
-            in_bytes = sum(BITS[dtype] for dtype in dtypes) // 8
-            chunk = min(fitting, numel) * (SLOTS * in_bytes + OUTPUTS * out_bytes)
-            held = max(held, results + chunk)
-    for plan in plans:
-        chosen = cost_of_chosen(plan, worker, budget)
-        read, held = read + chosen.read_bytes, max(held, chosen.held_bytes)
-    return Cost(read, sum(plan.nbytes for plan in plans), held)
 
 
 class Batch(NamedTuple):
