@@ -9,7 +9,7 @@ from tests import elementwise_truth as truth
 from tests.recipes import merged, plan
 from tests.zoos import save
 from wspace.devices import device_named
-from wspace.elementwise.run import layout_of
+from wspace.elementwise.work import layout_of
 from wspace.recipes import RecipeError
 from wspace.recipes.chosen import works_of
 

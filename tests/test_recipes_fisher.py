@@ -9,7 +9,7 @@ from tests.zoos import SHAPES, save, state
 from wkernels import cpu, reference
 from wkernels.arguments import pointers_to
 from wspace.devices import device_named
-from wspace.elementwise.run import layout_of
+from wspace.elementwise.work import layout_of
 from wspace.recipes import RecipeError, cost
 from wspace.recipes.chosen import works_of
 

@@ -11,7 +11,7 @@ from tests import method_truth as truth
 from tests.recipes import merged, plan
 from tests.zoos import save, state
 from wspace.devices import device_named
-from wspace.elementwise.run import layout_of
+from wspace.elementwise.work import layout_of
 from wspace.recipes import RecipeError
 from wspace.recipes.chosen import works_of
 

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 from collections import namedtuple
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,10 +15,13 @@ from safetensors.torch import load_file
 import wspace as ws
 from tests.checkpoints import assert_same, load, save_model, save_pickle, save_shards
 from wspace.errors import OutputError
-from wspace.storage import files
+from wspace.storage import files, writing
 from wspace.storage.checkpoints import INDEX
+from wspace.storage.companions import companions
+from wspace.storage.fingerprints import fingerprint
 from wspace.storage.headers import BITS, read_header
-from wspace.storage.writing import CheckpointWriter, OutputTensor, companions, plan_shards
+from wspace.storage.outputs import OutputTensor, plan_shards
+from wspace.storage.writing import NewCheckpoint, checkpoint_writers
 from wspace.version import VERSION
 
 CONFIG = {"architectures": ["Toy"], "dtype": "float32"}
@@ -281,7 +283,7 @@ def test_the_name_appears_when_everything_is_written(runs, tmp_path):
 
 def test_every_file_is_flushed_before_the_name_and_the_name_after(runs, tmp_path, monkeypatch):
     events = []
-    fsync, pwrite, rename = os.fsync, os.pwrite, Path.rename
+    fsync, fdatasync, pwrite, rename = os.fsync, os.fdatasync, os.pwrite, Path.rename
 
     def path_of(descriptor):
         return Path(f"/proc/self/fd/{descriptor}").readlink()
@@ -289,6 +291,10 @@ def test_every_file_is_flushed_before_the_name_and_the_name_after(runs, tmp_path
     def record_fsync(descriptor):
         events.append(("flush", path_of(descriptor).name))
         fsync(descriptor)
+
+    def record_fdatasync(descriptor):
+        events.append(("flush", path_of(descriptor).name))
+        fdatasync(descriptor)
 
     def record_pwrite(descriptor, *arguments):
         events.append(("write", path_of(descriptor).name))
@@ -299,6 +305,7 @@ def test_every_file_is_flushed_before_the_name_and_the_name_after(runs, tmp_path
         return rename(path, target)
 
     monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "fdatasync", record_fdatasync)
     monkeypatch.setattr(os, "pwrite", record_pwrite)
     monkeypatch.setattr(Path, "rename", record_rename)
     ws.merge(runs, [0.5, 0.5], tmp_path / "out", max_shard_size="60KB")
@@ -310,9 +317,7 @@ def test_every_file_is_flushed_before_the_name_and_the_name_after(runs, tmp_path
         flushed = [k for k, event in enumerate(events) if event == ("flush", file)]
         assert max(written, default=-1) < max(flushed) < named, file
     assert [name for kind, name in events[named + 1 :] if kind == "flush"] == [tmp_path.name]
-    folder = events[named - 1]
-    assert folder[0] == "flush"
-    assert folder[1].endswith(".partial")
+    assert events[named - 1] == ("flush", "output")  # the folder, before it gets its name
 
 
 class StoppedError(Exception):
@@ -330,7 +335,10 @@ def stop_at(error, share):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, StoppedError, MemoryError])
 @pytest.mark.parametrize("share", [0, 0.5, 1], ids=["at the start", "midway", "at the end"])
 @pytest.mark.parametrize("shard", ["5GB", "60KB"])
-def test_nothing_is_left_of_a_merge_that_stops(runs, tmp_path, error, share, shard):
+def test_nothing_is_left_of_a_merge_that_stops_early(
+    runs, tmp_path, monkeypatch, error, share, shard
+):
+    monkeypatch.setattr(writing, "COMMIT_SECONDS", 1000)  # before anything is journaled
     before = everything_under(tmp_path)
     outs = [tmp_path / "x", tmp_path / "y"]
     with pytest.raises(error):
@@ -412,7 +420,10 @@ def test_a_disk_that_fills_up_leaves_nothing(runs, tmp_path, monkeypatch, functi
     assert everything_under(tmp_path) == before
 
 
-def test_a_disk_that_fills_up_in_the_middle_leaves_nothing(runs, tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_before_anything_is_journaled_leaves_nothing(
+    runs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(writing, "COMMIT_SECONDS", 1000)
     before = everything_under(tmp_path)
     pwrite, calls = os.pwrite, []
 
@@ -426,12 +437,16 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_nothing(runs, tmp_path, monke
     assert everything_under(tmp_path) == before
 
 
-def test_companions_that_cannot_be_copied_leave_nothing(runs, tmp_path, monkeypatch):
-    before = everything_under(tmp_path)
-    monkeypatch.setattr(shutil, "copyfile", no_space)
-    with pytest.raises(OutputError, match="/x: No space left on device"):
-        ws.merge(runs, [0.5, 0.5], tmp_path / "x")
-    assert everything_under(tmp_path) == before
+def test_companions_that_cannot_be_copied_cost_no_weights(runs, tmp_path, monkeypatch):
+    said = []
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", no_space)
+        with pytest.raises(OutputError, match="/x: No space left on device"):
+            ws.merge(runs, [0.5, 0.5], tmp_path / "x")
+    assert names_in(tmp_path) == [".x.partial", "runs"]
+    ws.merge(runs, [0.5, 0.5], tmp_path / "x", note=said.append)
+    assert said == [f"{tmp_path / 'x'}: going on from 251 KB of 251 KB, checked"]
+    assert names_in(tmp_path) == ["runs", "x"]
 
 
 def test_short_writes_are_continued(runs, tmp_path, monkeypatch):
@@ -531,10 +546,8 @@ def test_a_dtype_that_is_none_is_refused(runs, tmp_path):
 def test_the_writer_alone_puts_bytes_where_they_belong(tmp_path):
     tensors = [OutputTensor("x", "U8", (5,)), OutputTensor("y", "I16", (2,))]
     donor = ws.open_checkpoint(save_model(tmp_path / "donor", {"x": torch.ones(1)}))
-    with ThreadPoolExecutor(2) as pool:
-        writer = CheckpointWriter(
-            tmp_path / "out", tensors, metadata={}, max_shard_bytes=100, pool=pool
-        )
+    output = NewCheckpoint(tmp_path / "out", tensors, fingerprint({}, [donor]), 100)
+    with checkpoint_writers([output]) as (writer,):
         places = [writer.place(name, 0) for name in "xy"]
         assert [shard for shard, _ in places] == [0, 0]
         assert [b - a for (_, a), (_, b) in pairwise(places)] == [5]
@@ -544,7 +557,6 @@ def test_the_writer_alone_puts_bytes_where_they_belong(tmp_path):
                 for future in writer.write(*writer.place(name, start), part):
                     future.result()
         writer.publish(donor, {})
-        writer.abandon()
     found = load(tmp_path / "out")
     assert found["x"].tolist() == [1, 2, 3, 4, 5]
     assert found["y"].tolist() == [1, 2]

@@ -37,5 +37,6 @@ from .mixing import (
 )
 from .modules import ResidentZoo as ResidentZoo, mix_into as mix_into
 from .storage.checkpoints import Checkpoint as Checkpoint, open_checkpoint as open_checkpoint
+from .storage.verifying import Verification as Verification, verify as verify
 from .version import VERSION as VERSION
 from .zoo import Zoo as Zoo, open_zoo as open_zoo

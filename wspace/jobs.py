@@ -14,6 +14,7 @@ from wkernels import mixes
 from wspace.devices import Device
 from wspace.errors import NonFiniteError, OutputError
 from wspace.passes import describe_non_finite
+from wspace.profiling import PASS, WRITES, stage
 from wspace.storage.headers import BITS, CODES, KERNEL_NAMES
 from wspace.storage.writing import CheckpointWriter
 from wspace.stream import (
@@ -133,6 +134,7 @@ def run_mixes(
     run_jobs(zoo, [Job(chosen, dtype, sink)], visits, worker, progress, allow_non_finite)
 
 
+@stage(PASS)
 def run_jobs(
     zoo: Zoo,
     jobs: Sequence[Job],
@@ -216,8 +218,9 @@ def _compute(
 
 def finish(futures: list[Future[None]]) -> None:
     """Wait for all of them; raises what one raised."""
-    for future in futures:
-        future.result()
+    with stage(WRITES):
+        for future in futures:
+            future.result()
     futures.clear()
 
 
@@ -228,6 +231,18 @@ def _describe_overflow(zoo: Zoo, chunk: Chunk, name: str) -> str:
         f"{' or one near it' if len(chunk.plan.pieces) > 1 else ''}; choose a wider --dtype or "
         "smaller weights"
     )
+
+
+def unfinished(
+    zoo: Zoo, plans: Sequence[ChunkPlan], sinks: Sequence[tuple[FileSink, str | None]]
+) -> list[ChunkPlan]:
+    """The chunks of which a sink lacks something; each with its job's dtype."""
+    first = [zoo.tensors[plan.pieces[0].tensor] for plan in plans]
+    return [
+        plan
+        for plan, tensor in zip(plans, first, strict=True)
+        if not all(sink.has(plan, output_dtype(zoo, tensor, dtype)) for sink, dtype in sinks)
+    ]
 
 
 Places = Sequence[tuple[str, int]]
@@ -242,18 +257,35 @@ class FileSink:
         self._outputs = outputs
 
     def __call__(self, chunk: Chunk, buffer, starts, dtype: str) -> list[Future[None]]:
-        width = BITS[dtype] // 8
         futures = []
         for (places, writer), row_start in zip(self._outputs, starts, strict=True):
-            runs: list[list[int]] = []  # shard, position, start in the buffer, bytes
-            for piece in chunk.plan.pieces:
-                name, first = places[piece.tensor]
-                shard, position = writer.place(name, (first + piece.start) * width)
-                start, nbytes = row_start + piece.at * width, (piece.stop - piece.start) * width
-                if runs and runs[-1][0] == shard and runs[-1][1] + runs[-1][3] == position:
-                    runs[-1][3] += nbytes
-                else:
-                    runs.append([shard, position, start, nbytes])
-            for shard, position, start, nbytes in runs:
+            for shard, position, at, nbytes in _runs(chunk.plan, dtype, places, writer):
+                start = row_start + at
                 futures += writer.write(shard, position, buffer[start : start + nbytes])
         return futures
+
+    def has(self, plan: ChunkPlan, dtype: str) -> bool:
+        """Whether an earlier run has written all that comes of a chunk."""
+        return all(
+            writer.resumed
+            and all(
+                writer.finished(shard, position, nbytes)
+                for shard, position, _, nbytes in _runs(plan, dtype, places, writer)
+            )
+            for places, writer in self._outputs
+        )
+
+
+def _runs(plan: ChunkPlan, dtype: str, places: Places, writer: CheckpointWriter) -> list[list[int]]:
+    """Where a chunk's results go: shard, byte in its file, byte in the row of results, bytes."""
+    width = BITS[dtype] // 8
+    runs: list[list[int]] = []
+    for piece in plan.pieces:
+        name, first = places[piece.tensor]
+        shard, position = writer.place(name, (first + piece.start) * width)
+        nbytes = (piece.stop - piece.start) * width
+        if runs and runs[-1][0] == shard and runs[-1][1] + runs[-1][3] == position:
+            runs[-1][3] += nbytes
+        else:
+            runs.append([shard, position, piece.at * width, nbytes])
+    return runs

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,10 @@ import torch
 from wkernels import ops
 from wspace.derived.adapters import CONFIG, Adapter, Update
 from wspace.errors import BudgetError, MisalignedZooError, NonFiniteError
+from wspace.storage.fingerprints import Fingerprint
 from wspace.storage.headers import CODES, KERNEL_NAMES
-from wspace.storage.writing import CheckpointWriter, OutputTensor, check_output
+from wspace.storage.outputs import OutputTensor, check_output, check_space
+from wspace.storage.writing import CheckpointWriter, NewCheckpoint, Note, checkpoint_writers
 from wspace.zoo import Zoo
 
 
@@ -68,9 +69,12 @@ def merge_adapters(
     table: np.ndarray,
     outs: Sequence[Path],
     records: Sequence[Mapping[str, Any]],
+    jobs: Sequence[Fingerprint],
     dtype: str | None,
     *,
     allow_non_finite: bool,
+    restart: bool = False,
+    note: Note | None = None,
 ) -> None:
     """Write ``sum_i table[j, i] * update_i`` as one adapter, to ``outs[j]``, that PEFT loads.
 
@@ -96,17 +100,19 @@ def merge_adapters(
         parts = {name: terms for name, terms in parts.items() if terms}
         if not parts:
             raise MisalignedZooError(f"{out}: weights of zero leave nothing to write")
-        _write(zoo, parts, out, records[j], dtype, allow_non_finite)
+        tensors = _tensors_of(zoo, parts, dtype)
+        listed = [tensor for tensor, _, _ in tensors]
+        check_output(out, [a.checkpoint for a in zoo.adapters])
+        check_space([out], sum(t.nbytes for t in listed))
+        output = NewCheckpoint(out, listed, jobs[j], 1 << 62, stem="adapter_model")
+        with checkpoint_writers([output], restart=restart, note=note) as (writer,):
+            _write(zoo, parts, tensors, writer, records[j], allow_non_finite)
 
 
-def _write(
-    zoo: Zoo,
-    parts: Mapping[str, list[tuple[float, Update]]],
-    out: Path,
-    record: Mapping[str, Any],
-    dtype: str | None,
-    allow_non_finite: bool,
-) -> None:
+def _tensors_of(
+    zoo: Zoo, parts: Mapping[str, list[tuple[float, Update]]], dtype: str | None
+) -> list[tuple[OutputTensor, str, str]]:
+    """Each factor as it is written, the weight that it belongs to, and its side."""
     tensors: list[tuple[OutputTensor, str, str]] = []
     for name, terms in parts.items():
         for side in "AB":
@@ -117,34 +123,34 @@ def _write(
             code = CODES[dtype] if dtype else operands[0].tensor.written
             key = next(a.keys[name][side] for a in zoo.adapters if name in a.keys)
             tensors.append((OutputTensor(key, code, tuple(shape)), name, side))
-    listed = [tensor for tensor, _, _ in tensors]
-    check_output(out, [a.checkpoint for a in zoo.adapters], sum(t.nbytes for t in listed))
-    pool = ThreadPoolExecutor(1, thread_name_prefix="wspace-write")
-    writer = None
-    try:
-        writer = CheckpointWriter(
-            out, listed, metadata={"format": "pt", "wspace": json.dumps(record["made"])},
-            max_shard_bytes=1 << 62, pool=pool, stem="adapter_model",
-        )  # fmt: skip
-        for tensor, name, side in tensors:
-            values = _stacked(parts[name], side)
-            raw = _rounded(values, tensor.dtype)
-            if not allow_non_finite and not np.isfinite(values).all():
-                raise NonFiniteError(
-                    f"{out}: lora_{side} of {name!r} has NaN or Inf; allow it with "
-                    f"--allow-non-finite, or leave it out with --exclude '{name}'"
-                )
-            for future in writer.write(*writer.place(tensor.name, 0), raw):
-                future.result()
-        ranks = {name: sum(u.left.shape[1] for _, u in terms) for name, terms in parts.items()}
-        with tempfile.TemporaryDirectory(prefix="wspace-adapter-") as folder:
-            text = json.dumps(_config(zoo, ranks), indent=2, ensure_ascii=False) + "\n"
-            (Path(folder) / CONFIG).write_text(text, encoding="utf-8")
-            writer.publish(replace(zoo.adapters[0].checkpoint, path=Path(folder)), dict(record))
-    finally:
-        pool.shutdown(cancel_futures=True)
-        if writer:
-            writer.abandon()
+    return tensors
+
+
+def _write(
+    zoo: Zoo,
+    parts: Mapping[str, list[tuple[float, Update]]],
+    tensors: Sequence[tuple[OutputTensor, str, str]],
+    writer: CheckpointWriter,
+    record: Mapping[str, Any],
+    allow_non_finite: bool,
+) -> None:
+    for tensor, name, side in tensors:
+        if writer.has(tensor.name):
+            continue
+        values = _stacked(parts[name], side)
+        raw = _rounded(values, tensor.dtype)
+        if not allow_non_finite and not np.isfinite(values).all():
+            raise NonFiniteError(
+                f"{writer.out}: lora_{side} of {name!r} has NaN or Inf; allow it with "
+                f"--allow-non-finite, or leave it out with --exclude '{name}'"
+            )
+        for future in writer.write(*writer.place(tensor.name, 0), raw):
+            future.result()
+    ranks = {name: sum(u.left.shape[1] for _, u in terms) for name, terms in parts.items()}
+    with tempfile.TemporaryDirectory(prefix="wspace-adapter-") as folder:
+        text = json.dumps(_config(zoo, ranks), indent=2, ensure_ascii=False) + "\n"
+        (Path(folder) / CONFIG).write_text(text, encoding="utf-8")
+        writer.publish(replace(zoo.adapters[0].checkpoint, path=Path(folder)), record)
 
 
 def _stacked(terms: Sequence[tuple[float, Update]], side: str) -> np.ndarray:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,15 @@ import numpy as np
 
 from wspace.devices import device_named
 from wspace.errors import MisalignedZooError, OutputError
-from wspace.jobs import FileSink, Mixes, finish, output_dtype, plan_mixes, run_mixes
+from wspace.jobs import FileSink, Mixes, finish, output_dtype, plan_mixes, run_mixes, unfinished
 from wspace.placement import choose, mixes_job
 from wspace.sizes import parse_bytes
+from wspace.storage.checksums import checksum
+from wspace.storage.fingerprints import fingerprint
+from wspace.storage.outputs import OutputTensor, check_output, check_space
+from wspace.storage.partial import is_published
 from wspace.storage.reading import Reader, append_range
-from wspace.storage.writing import CheckpointWriter, OutputTensor, check_output
+from wspace.storage.writing import CheckpointWriter, NewCheckpoint, Note, checkpoint_writers
 from wspace.stream import Progress
 from wspace.version import VERSION
 from wspace.weights import check_weights
@@ -50,7 +52,9 @@ def merge(
     device: str = "auto",
     memory: int | str = "1GiB",
     allow_non_finite: bool = False,
+    restart: bool = False,
     progress: Progress | None = None,
+    note: Note | None = None,
 ) -> list[Path]:
     """Write ``theta_j = base + sum_i weights[j, i] * (theta_i - base)`` to ``out[j]``, for all j.
 
@@ -64,14 +68,19 @@ def merge(
     ``memory`` nor on the shard layout. Integer tensors are copied, and refused where they differ;
     what the zoo leaves out is not written. Every output holds Hub-named shards of at most
     ``max_shard_size``, the donor's config and tokenizer files, and ``wspace.json``: inputs,
-    weights, dtype, version, and what was copied or left out. It appears under its name when it is
-    complete and flushed, and not before.
+    weights, dtype, version, what was copied or left out, and checksums (:func:`wspace.verify`). It
+    appears under its name when it is complete and flushed, and not before.
+
+    A merge that was cut short goes on when it is called again: what it finished is checked and
+    kept. If anything changed that the bytes follow from, OutputError says what; ``restart`` starts
+    over. ``note`` is called with a line that says how much was kept.
 
     Of LoRA adapters alone, the mix of what they add is written, as one adapter of the summed rank.
 
     ``memory`` bounds the buffers; ``progress(done, total)`` counts bytes read. Returns the paths.
     Raises WeightsError, OutputError, NonFiniteError (NaN or Inf in an input, unless allowed, or a
-    result beyond the output type's range), MisalignedZooError, BudgetError.
+    result beyond the output type's range), MisalignedZooError, BudgetError, and CheckpointError for
+    an input that cannot be read or changed meanwhile.
     """
     outs = [Path(out)] if isinstance(out, str | Path) else [Path(path) for path in out]
     table = check_weights(weights, len(zoo), has_base=zoo.has_origin)
@@ -82,43 +91,51 @@ def merge(
     for path in outs:
         if any(other.resolve() in path.resolve().parents for other in outs):
             raise OutputError(f"{path}: lies inside another output")
+    max_shard_bytes, budget = parse_bytes(max_shard_size), parse_bytes(memory)
+    records = [_record(zoo, row, dtype) for row in table]
+    jobs = [
+        fingerprint(
+            record["made"], zoo.checkpoints, tensors=_names(zoo), max_shard_bytes=max_shard_bytes
+        )
+        for record in records
+    ]
+    there = [is_published(out, job) for out, job in zip(outs, jobs, strict=True)]
+    if any(there) and not all(there):  # the last run was cut short between two of them
+        left = [j for j, published in enumerate(there) if not published]
+        table, records, jobs = table[left], [records[j] for j in left], [jobs[j] for j in left]
+    else:
+        left = list(range(len(outs)))
+    asked, outs = outs, [outs[j] for j in left]
     if zoo.adapters:
         from wspace.lora import merge_adapters  # torch: not for every merge
 
-        records = [_record(zoo, row, dtype) for row in table]
-        merge_adapters(zoo, table, outs, records, dtype, allow_non_finite=allow_non_finite)
-        return outs
+        merge_adapters(
+            zoo, table, outs, records, jobs, dtype, allow_non_finite=allow_non_finite,
+            restart=restart, note=note,
+        )  # fmt: skip
+        return asked
     chosen = needed(zoo, table)
-    max_shard_bytes, budget = parse_bytes(max_shard_size), parse_bytes(memory)
     worker = device_named(choose(device, mixes_job(zoo, len(chosen.rows), chosen.n_mixes)).name)
     tensors = [OutputTensor(t.name, output_dtype(zoo, t, dtype), t.shape) for t in zoo.tensors]
     tensors += [OutputTensor(t.name, t.dtypes[0], t.shape) for t in zoo.copied]
     nbytes = sum(tensor.nbytes for tensor in tensors)
     for path in outs:
-        check_output(path, zoo.checkpoints, nbytes * len(outs))
+        check_output(path, zoo.checkpoints)
+    check_space(outs, nbytes * len(outs))
     plans = plan_mixes(zoo, chosen, worker, budget, dtype)
-    records = [_record(zoo, row, dtype) for row in table]
-    writers: list[CheckpointWriter] = []
-    pool = ThreadPoolExecutor(4, thread_name_prefix="wspace-write")
-    try:
-        for path, record in zip(outs, records, strict=True):
-            metadata = {"format": "pt", "wspace": json.dumps(record["made"])}
-            writers.append(
-                CheckpointWriter(
-                    path, tensors, metadata=metadata, max_shard_bytes=max_shard_bytes, pool=pool
-                )
-            )
+    outputs = [
+        NewCheckpoint(path, tensors, job, max_shard_bytes)
+        for path, job in zip(outs, jobs, strict=True)
+    ]
+    with checkpoint_writers(outputs, restart=restart, note=note) as writers:
         copy_equal(zoo, writers)
         places = [(tensor.name, 0) for tensor in zoo.tensors]
         sink = FileSink([(places, writer) for writer in writers])
+        plans = unfinished(zoo, plans, [(sink, dtype)])
         run_mixes(zoo, chosen, plans, worker, dtype, sink, progress, allow_non_finite)
         for writer, record in zip(writers, records, strict=True):
             writer.publish(zoo.donor, record, dtype)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        for writer in reversed(writers):
-            writer.abandon()
-    return outs
+    return asked
 
 
 def copy_equal(zoo: Zoo, writers: Sequence[CheckpointWriter]) -> None:
@@ -128,6 +145,8 @@ def copy_equal(zoo: Zoo, writers: Sequence[CheckpointWriter]) -> None:
     reader = Reader(2)
     try:
         for tensor in zoo.copied:
+            if all(writer.has(tensor.name) for writer in writers):
+                continue
             nbytes = tensor.stored[0].record.nbytes
             for start in range(0, nbytes, COPY_BLOCK):
                 length = min(COPY_BLOCK, nbytes - start)
@@ -150,6 +169,11 @@ def copy_equal(zoo: Zoo, writers: Sequence[CheckpointWriter]) -> None:
                     finish(writer.write(*writer.place(tensor.name, start), first))
     finally:
         reader.close()
+
+
+def _names(zoo: Zoo) -> str:
+    """Which tensors an output has, for its fingerprint."""
+    return checksum("\n".join(t.name for t in (*zoo.tensors, *zoo.copied)).encode())
 
 
 def _record(zoo: Zoo, row: np.ndarray, dtype: str | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from wkernels.moments import NON_FINITE, N
 from wspace.devices import Device
 from wspace.errors import BudgetError, NonFiniteError
+from wspace.profiling import PASS, stage
 from wspace.stream import Chunk, Progress, Stream, chunk_elements, derived_workspace, plan_chunks
 from wspace.zoo import Zoo
 
@@ -21,6 +22,7 @@ class TensorSums(NamedTuple):
     total: np.ndarray  # float64 [n, m]
 
 
+@stage(PASS)
 def sum_over_tensors(
     zoo: Zoo,
     rows: Sequence[int],

@@ -16,6 +16,7 @@ import numpy as np
 
 from wspace.devices import Device
 from wspace.errors import BudgetError
+from wspace.profiling import READS, stage
 from wspace.storage.checkpoints import StoredTensor
 from wspace.storage.headers import BITS, KERNEL_NAMES
 from wspace.storage.reading import Range, Reader, append_range
@@ -51,6 +52,11 @@ class ChunkPlan:
     pieces: tuple[Piece, ...]
     dtypes: tuple[str, ...]  # safetensors name, one for each checkpoint that is read
     n: int  # elements
+
+    @property
+    def nbytes(self) -> int:
+        """Read for it."""
+        return self.n * sum(BITS[dtype] for dtype in self.dtypes) // 8
 
 
 @dataclass(frozen=True)
@@ -180,7 +186,7 @@ class Stream:
         layouts = [row_starts(plan.n, plan.dtypes) for plan in plans]
         self._starts = [starts for starts, _ in layouts]
         self._lengths = [length for _, length in layouts]
-        self.nbytes = sum(plan.n * sum(BITS[dtype] for dtype in plan.dtypes) // 8 for plan in plans)
+        self.nbytes = sum(plan.nbytes for plan in plans)
         self._ending: dict[int, list[int]] = {}  # chunk -> those whose work ends with it
         for k in range(len(plans)):
             self._ending.setdefault(until[k] if until else k, []).append(k)
@@ -203,7 +209,7 @@ class Stream:
         self.progress(0, self.nbytes)
         for chunk in self.device.staged(self._host_chunks()):
             yield chunk
-            done += chunk.plan.n * sum(BITS[dtype] for dtype in chunk.plan.dtypes) // 8
+            done += chunk.plan.nbytes
             self.progress(done, self.nbytes)
 
     def _host_chunks(self) -> Iterator[Chunk]:
@@ -213,8 +219,9 @@ class Stream:
             for done in self._ending.pop(k - self.device.held, ()):
                 self._free.append(self._slots.pop(done))
             self._read_ahead(k)
-            for future in self._pending.pop(k):
-                future.result()
+            with stage(READS):
+                for future in self._pending.pop(k):
+                    future.result()
             yield Chunk(plan, self._slots[k][: self._lengths[k]], self._starts[k])
 
     def _read_ahead(self, k: int) -> None:

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from wspace.cli import check, cluster, demo, distances, experiment, inspect, merge
+from wspace.cli import check, cluster, demo, distances, experiment, inspect, merge, verify
+from wspace.cli.interrupts import prompt_interrupts, status_of
 from wspace.errors import WspaceError
 from wspace.version import VERSION
 
@@ -18,6 +19,7 @@ COMMANDS = {
     "distances": distances,
     "cluster": cluster,
     "merge": merge,
+    "verify": verify,
     "check": check,
     "demo": demo,
     "experiment": experiment,
@@ -58,16 +60,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # a file name that is not UTF-8 is printed as it is
         sys.stdout.reconfigure(errors="surrogateescape")
     options = parser().parse_args(arguments)
+    command = COMMANDS[options.command]
+    interrupted = getattr(command, "INTERRUPTED", "interrupted; nothing was written")
     try:
-        COMMANDS[options.command].run(options)
+        with prompt_interrupts(interrupted):
+            command.run(options)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except KeyboardInterrupt:
-        left = getattr(COMMANDS[options.command], "INTERRUPTED", "interrupted; nothing was written")
-        print(left, file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(interrupted, file=sys.stderr)
+        return status_of(error)
     except (WspaceError, ValueError, OSError, MemoryError) as error:
         print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 1

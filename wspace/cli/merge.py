@@ -20,9 +20,12 @@ from wspace.cli.options import (
 )
 from wspace.cli.tables import show
 from wspace.errors import WeightsError, WspaceError
+from wspace.profiling import CHECKSUM, READ, WRITE, Profile, profiled
 from wspace.sizes import format_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from wspace.recipes.report import Report
 
 SUMMARY = "mixes of models, written as checkpoints, from one read"
@@ -32,8 +35,11 @@ it writes sum of weight * model. Several mixes in one read: repeat --weights and
 The output has the dtype of the base (or of the first model), the first model's config and
 tokenizer files if there is no base, Hub-named shards, and a record of how it was made.
 Given one MODEL that ends in .yml or .yaml, it runs that mergekit recipe; one with sweeps or
-several documents makes several outputs, below OUT, or where {} in OUT is each one's name."""
+several documents makes several outputs, below OUT, or where {} in OUT is each one's name.
+What was cut short (a full disk, Ctrl-C, a crash) goes on with the same command: finished
+parts are kept beside OUT, in .OUT.partial, and checked before they are used."""
 EXAMPLE = "wspace merge runs/* --weights 0.6,0.4 -o mixed"
+INTERRUPTED = "interrupted; the same command goes on from what is finished, --restart starts over"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,12 +63,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, metavar="N",
         help="of recipes that draw (dare, della); default 0",
     )  # fmt: skip
+    parser.add_argument(
+        "--restart", action="store_true", help="start over, whatever an earlier run has finished"
+    )
+    parser.add_argument(
+        "--profile", action="store_true",
+        help="print the time that reading, computing and writing took, and which held up the rest",
+    )  # fmt: skip
     add_strict(parser)
     add_work(parser)
 
 
 @of_files
 def run(options: argparse.Namespace) -> None:
+    if not options.profile:
+        _run(options)
+        return
+    with profiled() as profile:
+        _run(options)
+    for line in _described(profile):
+        print(line, file=sys.stderr)
+
+
+def _run(options: argparse.Namespace) -> None:
     if any(is_recipe(model) for model in options.models):
         _run_recipe(options)
         return
@@ -87,7 +110,8 @@ def run(options: argparse.Namespace) -> None:
         outs = merge(
             zoo, weights, options.output, dtype=options.dtype,
             max_shard_size=options.max_shard_size, device=device, memory=options.memory,
-            allow_non_finite=options.allow_non_finite, progress=progress,
+            allow_non_finite=options.allow_non_finite, restart=options.restart, progress=progress,
+            note=lambda line: note(options, line),
         )  # fmt: skip
     seconds = time.perf_counter() - started
     read = format_bytes(sum(checkpoint.nbytes for checkpoint in zoo.checkpoints))
@@ -114,13 +138,25 @@ def _run_recipe(options: argparse.Namespace) -> None:
         merge_outputs(
             outputs, places, max_shard_size=options.max_shard_size, device=options.device,
             memory=options.memory, allow_non_finite=options.allow_non_finite, seed=options.seed,
-            progress=progress, report=_print_report if options.report else None,
+            restart=options.restart, progress=progress,
+            report=_print_report if options.report else None,
+            note=lambda line: note(options, line),
         )  # fmt: skip
     seconds = time.perf_counter() - started
     read = format_bytes(outputs.cost(device=options.device, memory=options.memory).read_bytes)
     note(options, f"made {len(outputs)} of {read} in {seconds:.1f} s")
     for place in places:
         print(place)
+
+
+def _described(profile: Profile) -> Iterator[str]:
+    for name in (READ, CHECKSUM, WRITE):
+        seconds, nbytes = profile.seconds[name], profile.nbytes[name]
+        rate = f", {format_bytes(nbytes / seconds)}/s each" if seconds else ""
+        yield f"{name}: {format_bytes(nbytes)}, {seconds:.2f} s of its threads{rate}"
+    parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in profile.parts.items())
+    yield f"{profile.elapsed:.2f} s in all: {parts}"
+    yield f"bottleneck: {profile.bottleneck}"
 
 
 def _print_report(place: str, report: Report) -> None:

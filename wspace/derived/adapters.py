@@ -189,7 +189,8 @@ def adapted(base: Checkpoint, adapter: Adapter) -> Checkpoint:
         except ValueError as error:
             raise CheckpointError(f"{adapter}: {name!r} of {base}: {error}") from None
         tensors[target] = StoredTensor(made.record, stored.file, None, made)
-    return replace(base, files=files, tensors=tensors, title=f"{base}+{adapter}")
+    stamps = base.stamps + adapter.checkpoint.stamps
+    return replace(base, files=files, tensors=tensors, stamps=stamps, title=f"{base}+{adapter}")
 
 
 def alone(adapters: Sequence[Adapter]) -> tuple[Checkpoint, ...]:

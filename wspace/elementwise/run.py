@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
@@ -12,72 +11,25 @@ import numpy as np
 
 from wkernels import cpu
 from wspace.devices import Device, processors
-from wspace.elementwise.choices import Choice, ColumnSums, Drawn, FisherMean, Largest, Pull, Ranked
-from wspace.elementwise.columns import held_bytes, write_columns
-from wspace.elementwise.scores import unit_of
-from wspace.elementwise.sources import Layout, View, lay_out, view_of
+from wspace.elementwise.choices import ColumnSums, FisherMean, Pull
+from wspace.elementwise.columns import write_columns
+from wspace.elementwise.sources import View, view_of
 from wspace.elementwise.statistics import Tables, draw_key
+from wspace.elementwise.work import Work, layout_of, passes_of
 from wspace.errors import CheckpointError, DeviceError, NonFiniteError
 from wspace.jobs import FileSink, finish
 from wspace.passes import describe_non_finite
+from wspace.profiling import PASS, stage
 from wspace.storage.headers import BITS, KERNEL_NAMES
 from wspace.stream import (
-    CUT,
     OUTPUTS,
-    SLOTS,
     Chunk,
     ChunkPlan,
     Stream,
-    chunk_elements,
-    derived_workspace,
 )
-from wspace.zoo import Zoo, ZooTensor
-
-MOST = 512
-"""Tensors in a chunk: each has counts of its digits."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """Tensors of one set of models, the base last, that are written in one type.
-
-    Of a FisherMean: first the models, then the diagonals of each, the last in the base's place.
-    """
-
-    zoo: Zoo  # with a base
-    choices: tuple[Choice, ...]  # of each tensor; tensors that share one share the object
-    models: tuple[int, ...]  # the members' numbers, for the draws
-    dtype: str  # safetensors name
-    seed: int = 0
-
-    @property
-    def rows(self) -> range:
-        return range(len(self.zoo.checkpoints))
-
 
 Count = Callable[[int], None]
 """Called with the bytes of each chunk that was read."""
-
-
-class Cost(NamedTuple):
-    read_bytes: int  # from files
-    held_bytes: int
-
-
-def cost_of(work: Work, worker: Device, budget: int) -> Cost:
-    """What a work costs. Raises BudgetError."""
-    layout = layout_of(work, worker, budget)
-    zoo = work.zoo
-    read = {k: sum(s.read_bytes for s in tensor.stored) for k, tensor in enumerate(zoo.tensors)}
-    for plans in layout.cut:
-        tensor = plans[0].pieces[0].tensor
-        read[tensor] *= passes_of(work.choices[tensor])
-    plans = [*layout.whole, *(plan for plans in layout.cut for plan in plans)]
-    width = BITS[work.dtype] // 8
-    held = max((SLOTS * _nbytes(plan) + OUTPUTS * width * plan.n for plan in plans), default=0)
-    scores = _score_bytes(work)
-    scores *= max((plan.n for plan in plans), default=0)
-    return Cost(sum(read.values()), held + scores)
 
 
 class Whole(NamedTuple):
@@ -85,62 +37,6 @@ class Whole(NamedTuple):
 
     thresholds: np.ndarray
     undecided: float
-
-
-def layout_of(work: Work, worker: Device, budget: int) -> Layout:
-    """Chunks of whole tensors where they fit into the budget. Raises BudgetError."""
-    zoo, n_models = work.zoo, len(work.zoo)
-    tables = 3 * 8 * 2048 * 2 * n_models  # of a tensor, while digits are counted
-    most = int(max(1, min(MOST, budget // 8 // tables)))
-    scores = _score_bytes(work)
-    room = budget - most * tables - derived_workspace(t.stored for t in zoo.tensors)
-    out_bytes = BITS[work.dtype] // 8
-    choice_of = {
-        id(tensor): choice for tensor, choice in zip(zoo.tensors, work.choices, strict=True)
-    }
-
-    def fitting(dtypes: Sequence[str]) -> int:
-        # scores are held once, beside the buffers
-        return chunk_elements(room, room, dtypes, out_bytes + -(-scores // OUTPUTS), "merge")
-
-    def target(dtypes: Sequence[str]) -> int:
-        return worker.chunk_bytes // max(1, sum(BITS[dtype] for dtype in dtypes) // 8)
-
-    def unit(tensor: ZooTensor) -> int:
-        return unit_of(choice_of[id(tensor)], tensor.shape) or CUT
-
-    return lay_out(zoo, work.rows, fitting, target, unit, most)
-
-
-def _score_bytes(work: Work) -> int:
-    """Held for each element beside the buffers, at most."""
-    tensors = zip(work.choices, work.zoo.tensors, strict=True)
-    pairs = {(choice, tensor.shape) for choice, tensor in tensors if tensor.numel}
-    return max((_score_bytes_of(*pair, len(work.zoo)) for pair in pairs), default=0)
-
-
-def _score_bytes_of(choice: Choice, shape: tuple[int, ...], n_models: int) -> int:
-    if isinstance(choice.join, ColumnSums):
-        return held_bytes(shape)
-    if isinstance(choice.keep, Ranked):
-        return 4 * n_models
-    return 0 if isinstance(choice.keep, Largest | Drawn) else 4
-
-
-def passes_of(choice: Choice, bits: int = 16) -> int:
-    """Times that a tensor which does not fit into a chunk is read, the writing one included."""
-    digits = 6 if bits == 64 else 3
-    keep, join = choice.keep, choice.join
-    if isinstance(join, Pull | FisherMean):
-        return 1
-    if isinstance(join, ColumnSums):
-        return 2
-    count = 1
-    name = type(keep).__name__
-    count += {"Largest": digits + 1, "Varied": digits + 2, "Important": digits}.get(name, 0)
-    if join.rescale == "sums" or join.by_square is not None or join.alone:
-        count += 1
-    return count
 
 
 class Run:
@@ -162,8 +58,9 @@ class Run:
     @property
     def nbytes(self) -> int:
         """Read in all."""
-        return sum(map(_nbytes, self._layout.whole)) + sum(
-            sum(map(_nbytes, plans)) * passes_of(self.work.choices[plans[0].pieces[0].tensor])
+        return sum(plan.nbytes for plan in self._layout.whole) + sum(
+            sum(plan.nbytes for plan in plans)
+            * passes_of(self.work.choices[plans[0].pieces[0].tensor])
             for plans in self._layout.cut
         )
 
@@ -180,28 +77,35 @@ class Run:
     @property
     def read_once(self) -> int:
         """Bytes of all tensors."""
-        plans = [*self._layout.whole, *(plan for plans in self._layout.cut for plan in plans)]
-        return sum(map(_nbytes, plans))
+        return sum(plan.nbytes for plan in self._layout.plans)
+
+    def has(self, sink: FileSink) -> bool:
+        """Whether an earlier run has written all of it."""
+        return all(sink.has(plan, self.work.dtype) for plan in self._layout.plans)
 
     def views(self, progress: Count) -> Iterator[View]:
         """All elements once, of several tensors at a time."""
-        plans = [*self._layout.whole, *(plan for plans in self._layout.cut for plan in plans)]
-        for chunk in self._stream(plans, progress):
+        for chunk in self._stream(self._layout.plans, progress):
             yield view_of(chunk, range(len(chunk.plan.pieces)))
 
     def prepared(self, whole: Whole | None, progress: Count) -> Iterator[tuple[View, Tables]]:
         """All elements once, with the tables that say what becomes of them."""
-        for _, prepared in self._prepared(whole, progress):
+        for _, prepared in self._prepared(whole, progress, lambda plan: False):
             yield from prepared
 
+    @stage(PASS)
     def write(self, sink: FileSink, progress: Count, whole: Whole | None = None) -> None:
         """Compute and hand on every tensor; chunks are read ahead, and written behind."""
-        plans = [*self._layout.whole, *(plan for plans in self._layout.cut for plan in plans)]
+        plans = self._layout.plans
         width = BITS[self.work.dtype] // 8
         longest = max((plan.n * width for plan in plans), default=0)
         buffers = [self._worker.host_buffer(longest) for _ in range(min(OUTPUTS, len(plans)))]
         waiting: list[list[Future[None]]] = [[] for _ in range(OUTPUTS)]
-        for k, (chunk, prepared) in enumerate(self._prepared(whole, progress)):
+
+        def has(plan: ChunkPlan) -> bool:
+            return sink.has(plan, self.work.dtype)
+
+        for k, (chunk, prepared) in enumerate(self._prepared(whole, progress, has)):
             finish(waiting[k % OUTPUTS])
             buffer = buffers[k % OUTPUTS][: chunk.plan.n * width]
             bad = sum(self._join(view, tables, buffer) for view, tables in prepared)
@@ -212,10 +116,10 @@ class Run:
             finish(futures)
 
     def _prepared(
-        self, whole: Whole | None, progress: Count
+        self, whole: Whole | None, progress: Count, skip: Callable[[ChunkPlan], bool]
     ) -> Iterator[tuple[Chunk, list[tuple[View, Tables]]]]:
-        """Chunks with the tables of what they hold."""
-        for chunk in self._stream(self._layout.whole, progress):
+        """Chunks with the tables of what they hold, but for those to skip."""
+        for chunk in self._stream(_without(self._layout.whole, skip, progress), progress):
             prepared = []
             for view in self._views(chunk):
                 tables = self._tables(view.tensors, whole)
@@ -223,13 +127,18 @@ class Run:
                 prepared.append((view, tables))
             yield chunk, prepared
         for plans in self._layout.cut:
+            left = _without(plans, skip, progress)
+            if not left:  # its statistics are not needed either
+                times = passes_of(self.work.choices[plans[0].pieces[0].tensor])
+                progress((times - 1) * sum(plan.nbytes for plan in plans))
+                continue
             tables = self._tables((plans[0].pieces[0].tensor,), whole)
 
             def source(plans=plans) -> Iterator[View]:
                 return (view_of(chunk, [0]) for chunk in self._stream(plans, progress))
 
             tables.prepare(source, keep_scores=False)
-            for chunk in self._stream(plans, progress):
+            for chunk in self._stream(left, progress):
                 yield chunk, [(view_of(chunk, [0]), tables)]
 
     def _stream(self, plans: Sequence[ChunkPlan], progress: Count) -> Iterator[Chunk]:
@@ -239,7 +148,7 @@ class Run:
         with Stream(work.zoo, work.rows, plans, self._worker) as stream:
             for chunk in stream:
                 yield chunk
-                progress(_nbytes(chunk.plan))
+                progress(chunk.plan.nbytes)
 
     def _views(self, chunk: Chunk) -> Iterator[View]:
         """The chunk's runs of tensors with one choice."""
@@ -322,5 +231,14 @@ class Run:
         )
 
 
-def _nbytes(plan: ChunkPlan) -> int:
-    return plan.n * sum(BITS[dtype] for dtype in plan.dtypes) // 8
+def _without(
+    plans: Sequence[ChunkPlan], skip: Callable[[ChunkPlan], bool], progress: Count
+) -> list[ChunkPlan]:
+    """Those that are not to be skipped; the others count as read."""
+    left = []
+    for plan in plans:
+        if skip(plan):
+            progress(plan.nbytes)
+        else:
+            left.append(plan)
+    return left

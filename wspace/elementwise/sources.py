@@ -26,6 +26,10 @@ class Layout:
     whole: list[ChunkPlan]  # of whole tensors
     cut: list[list[ChunkPlan]]  # a tensor each
 
+    @property
+    def plans(self) -> list[ChunkPlan]:
+        return [*self.whole, *(plan for plans in self.cut for plan in plans)]
+
 
 def lay_out(
     zoo: Zoo, rows: Sequence[int], fitting: Callable, target: Callable, unit: Callable, most: int

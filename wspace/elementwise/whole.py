@@ -10,8 +10,10 @@ from wkernels import cpu
 from wkernels.masks import NOTHING
 from wkernels.selection import Selection
 from wspace.elementwise.run import Count, Run, Whole
+from wspace.profiling import PASS, stage
 
 
+@stage(PASS)
 def whole_of(runs: Sequence[Run], densities: Sequence[float], progress: Count) -> Whole:
     """The thresholds of each model's largest differences, and the sign that most elements elect.
 

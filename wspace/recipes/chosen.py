@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from wspace.devices import Device
 from wspace.elementwise.choices import Choice, Largest
-from wspace.elementwise.run import Cost, Run, Work, cost_of
+from wspace.elementwise.run import Run
 from wspace.elementwise.whole import whole_of
+from wspace.elementwise.work import Cost, Work, cost_of
 from wspace.jobs import FileSink
 from wspace.recipes.plan import Plan
 from wspace.recipes.tensors import TensorPlan
@@ -79,9 +80,14 @@ class ChosenTensors:
             done += nbytes
             progress(done, self.nbytes)
 
-        whole = None
-        if self._whole is not None and self._runs:
-            whole = whole_of(self._runs, self._whole, follow)
+        sinks = []
         for run in self._runs:
             places = [(tensor.name, 0) for tensor in run.work.zoo.tensors]
-            run.write(FileSink([(places, writer)]), follow, whole)
+            sinks.append(FileSink([(places, writer)]))
+        if all(run.has(sink) for run, sink in zip(self._runs, sinks, strict=True)):
+            return
+        whole = None
+        if self._whole is not None:
+            whole = whole_of(self._runs, self._whole, follow)
+        for run, sink in zip(self._runs, sinks, strict=True):
+            run.write(sink, follow, whole)

@@ -6,13 +6,14 @@ Factors that come from inner products are computed tensor by tensor, in the pass
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from wspace.devices import Device
 from wspace.errors import BudgetError, NonFiniteError
-from wspace.jobs import MAX_PIECES, FileSink, Job, Mixes, plan_jobs, run_jobs
+from wspace.jobs import MAX_PIECES, FileSink, Job, Mixes, plan_jobs, run_jobs, unfinished
 from wspace.passes import describe_non_finite, segments_of
 from wspace.recipes.parts import MATRIX_ROWS, Batch, Part, Shared, Use, batches_of, parts_of
 from wspace.recipes.plan import Plan
@@ -63,8 +64,11 @@ class MixedTensors:
         progress: Progress,
     ) -> int:
         """Returns how many bytes were read."""
+        batch = _left(part, batch, writers)
+        if not batch.tensors:
+            return 0
         factors: list[np.ndarray | None] = [None] * len(part.uses)
-        jobs = []
+        jobs, sinks = [], []
         alike: dict[tuple, list[int]] = {}
         for u, use in enumerate(part.uses):
             alike.setdefault((use.which, use.based, use.dtype, use.known), []).append(u)
@@ -83,18 +87,41 @@ class MixedTensors:
                 places = list(zip(names, batch.starts, strict=True))
                 outputs.append((places, writers[part.uses[u].output]))
             mixes = Mixes(weights, which, based, kinds)
-            jobs.append(Job(mixes, KERNEL_NAMES[dtype], FileSink(outputs)))
+            sinks.append((FileSink(outputs), KERNEL_NAMES[dtype]))
+            jobs.append(Job(mixes, KERNEL_NAMES[dtype], sinks[-1][0]))
         visits: list[Visit]
         if needs.room:
             rows = range(len(part.rows))
             visits = measured_first(batch.zoo, rows, needs.room, needs.pieces)
         else:
-            visits = written_at_once(plan_jobs(batch.zoo, jobs, self._worker, self._budget))
+            plans = plan_jobs(batch.zoo, jobs, self._worker, self._budget)
+            visits = written_at_once(unfinished(batch.zoo, plans, sinks))
         measure = _Measure(self._plans, part, batch, factors, self._worker, self._allow)
         run_jobs(batch.zoo, jobs, visits, self._worker, progress, self._allow, measure)
-        return sum(
-            visit.plan.n * sum(BITS[dtype] for dtype in visit.plan.dtypes) // 8 for visit in visits
+        return sum(visit.plan.nbytes for visit in visits)
+
+
+def _left(part: Part, batch: Batch, writers: Sequence[CheckpointWriter]) -> Batch:
+    """The batch without the tensors that an earlier run has written."""
+    if not all(writers[use.output].resumed for use in part.uses):
+        return batch
+
+    def has(tensor: Shared, start: int, numel: int) -> bool:
+        return all(
+            writers[use.output].has(
+                tensor.made[u].name, start * BITS[use.dtype] // 8, numel * BITS[use.dtype] // 8
+            )
+            for u, use in enumerate(part.uses)
         )
+
+    across = batch.zoo.tensors
+    left = [
+        k
+        for k, (tensor, start) in enumerate(zip(batch.tensors, batch.starts, strict=True))
+        if not has(tensor, start, across[k].numel)
+    ]
+    zoo = replace(batch.zoo, tensors=tuple([across[k] for k in left]))
+    return Batch(zoo, [batch.tensors[k] for k in left], [batch.starts[k] for k in left])
 
 
 def _known(batch: Batch, uses: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -19,11 +19,13 @@ from wspace.recipes.documents import read_documents
 from wspace.recipes.grammar import Recipe, parse_recipe
 from wspace.recipes.plan import Plan, models_of, plan_recipe
 from wspace.recipes.problems import Problems, RecipeError
+from wspace.recipes.record import job_of
 from wspace.recipes.references import Models
 from wspace.recipes.run import donor_of, merge_recipes
 from wspace.storage.checkpoints import Checkpoint, StoredTensor, open_checkpoint
 from wspace.storage.headers import BITS, TensorRecord
-from wspace.storage.writing import check_output
+from wspace.storage.outputs import check_output, check_space
+from wspace.storage.partial import is_published
 from wspace.stream import Progress
 
 
@@ -228,29 +230,48 @@ def merge_outputs(
 ) -> list[Path]:
     """Make every output; options are those of :func:`wspace.recipes.merge_recipes`.
 
-    What is complete when a later stage fails stays.
+    What is complete when a later stage fails stays, and is not made again by the same command.
     """
-    total = sum(output.plan.nbytes for output in outputs)
+    made = _published(outputs, places, options)
     resolved = [path.resolve() for path in places]
+    place_of = dict(zip((output.name for output in outputs), places, strict=True))
     for output, path in zip(outputs, places, strict=True):
-        check_output(path, output.plan.checkpoints, total)
+        if output.name not in made:
+            check_output(path, output.plan.checkpoints)
         if resolved.count(path.resolve()) > 1:
             raise OutputError(f"{path}: two outputs have this path")
         if any(other in path.resolve().parents for other in resolved):
             raise OutputError(f"{path}: lies inside another output")
-    made: dict[str, Checkpoint] = {}
-    remaining = list(places)
+    left = [output for output in outputs if output.name not in made]
+    check_space(
+        [place_of[output.name] for output in left], sum(output.plan.nbytes for output in left)
+    )
     for stage in outputs.stages:
         models = Models(made)
-        plans = [
-            plan_recipe(
-                output.recipe, Problems(outputs.file), outputs.include, outputs.exclude, models
-            )
-            if output.reads
-            else output.plan
-            for output in stage
-        ]
-        paths, remaining = remaining[: len(stage)], remaining[len(stage) :]
+        left = [output for output in stage if output.name not in made]
+        plans = [_plan(output, outputs, models) for output in left]
+        paths = [place_of[output.name] for output in left]
         merge_recipes(plans, paths, progress=progress, **options)
-        made |= {o.name: open_checkpoint(path) for o, path in zip(stage, paths, strict=True)}
+        made |= {o.name: open_checkpoint(path) for o, path in zip(left, paths, strict=True)}
     return list(places)
+
+
+def _plan(output: Output, outputs: Outputs, models: Models) -> Plan:
+    """The plan with the outputs that it reads, once they are there."""
+    if not output.reads:
+        return output.plan
+    problems = Problems(outputs.file)
+    return plan_recipe(output.recipe, problems, outputs.include, outputs.exclude, models)
+
+
+def _published(
+    outputs: Outputs, places: Sequence[Path], options: Mapping[str, Any]
+) -> dict[str, Checkpoint]:
+    """What an earlier run of the same command has made, if it did not make all."""
+    made: dict[str, Checkpoint] = {}
+    for output, path in zip(outputs, places, strict=True):
+        if path.exists() and all(name in made for name in output.reads):
+            plan = _plan(output, outputs, Models(made))
+            if is_published(path, job_of(plan, **options)):
+                made[output.name] = open_checkpoint(path)
+    return {} if len(made) == len(outputs) else made

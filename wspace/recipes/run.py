@@ -6,7 +6,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +18,15 @@ from wspace.recipes.chosen import ChosenTensors
 from wspace.recipes.mixed import MixedTensors
 from wspace.recipes.parts import copies_of
 from wspace.recipes.plan import Plan
+from wspace.recipes.record import job_of, record_of
 from wspace.recipes.report import Report, report_of
 from wspace.recipes.tokenizers import is_of_tokenizer
 from wspace.sizes import parse_bytes
 from wspace.storage.checkpoints import Checkpoint
-from wspace.storage.writing import CheckpointWriter, OutputTensor, check_output, companions
+from wspace.storage.companions import companions
+from wspace.storage.outputs import OutputTensor, check_output, check_space
+from wspace.storage.writing import NewCheckpoint, Note, checkpoint_writers
 from wspace.stream import Progress
-from wspace.version import VERSION
 
 
 def merge_recipe(plan: Plan, out: str | Path, **options: Any) -> Path:
@@ -42,8 +43,10 @@ def merge_recipes(
     memory: int | str = "1GiB",
     allow_non_finite: bool = False,
     seed: int = 0,
+    restart: bool = False,
     progress: Progress | None = None,
     report: Callable[[str, Report], None] | None = None,
+    note: Note | None = None,
 ) -> list[Path]:
     """Write the outputs of plans; numerics, options and errors are those of ``wspace.merge``.
 
@@ -58,30 +61,29 @@ def merge_recipes(
     """
     paths = [Path(out) for out in outs]
     worker, budget = device_named(device), parse_bytes(memory)
-    total_bytes = sum(plan.nbytes for plan in plans)
     for plan, path in zip(plans, paths, strict=True):
-        check_output(path, plan.checkpoints, total_bytes)
+        check_output(path, plan.checkpoints)
+    check_space(paths, sum(plan.nbytes for plan in plans))
+    outputs = [
+        NewCheckpoint(
+            path,
+            [OutputTensor(t.name, t.dtype, t.shape) for t in plan.tensors],
+            job_of(plan, seed=seed, max_shard_size=max_shard_size, device=device),
+            parse_bytes(max_shard_size),
+        )
+        for plan, path in zip(plans, paths, strict=True)
+    ]
     mixed = MixedTensors(plans, worker, budget, allow_non_finite=allow_non_finite)
     chosen = [
         ChosenTensors(plan, worker, budget, seed=seed, allow_non_finite=allow_non_finite)
         for plan in plans
     ]
     progresses = _shared(progress, [mixed.nbytes, *(tensors.nbytes for tensors in chosen)])
-    records = [_record(plan, seed) for plan in plans]
-    pool = ThreadPoolExecutor(4, thread_name_prefix="wspace-write")
-    writers: list[CheckpointWriter] = []
-    try:
-        for plan, path, record in zip(plans, paths, records, strict=True):
-            tensors = [OutputTensor(t.name, t.dtype, t.shape) for t in plan.tensors]
-            metadata = {"format": "pt", "wspace": json.dumps(record["made"])}
-            writers.append(
-                CheckpointWriter(
-                    path, tensors, metadata=metadata, max_shard_bytes=parse_bytes(max_shard_size),
-                    pool=pool,
-                )
-            )  # fmt: skip
+    records = [record_of(plan, seed) for plan in plans]
+    with checkpoint_writers(outputs, restart=restart, note=note) as writers:
+        for plan, writer in zip(plans, writers, strict=True):
             for copies in copies_of(plan):
-                copy_equal(copies, writers[-1:])
+                copy_equal(copies, [writer])
         mixed.write(writers, progresses[0])
         for tensors, writer, own in zip(chosen, writers, progresses[1:], strict=True):
             tensors.write(writer, own)
@@ -95,10 +97,6 @@ def merge_recipes(
             files["README.md"] = model_card(plan, writer.out.name, measured)
             with donor_of(plan) as donor:
                 writer.publish(donor, record, plan.dtype, files)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        for writer in reversed(writers):
-            writer.abandon()
     return paths
 
 
@@ -139,28 +137,3 @@ def donor_of(plan: Plan) -> Iterator[Checkpoint]:
             else:
                 (folder / file).write_text(text, encoding="utf-8")
         yield replace(donor, path=folder)
-
-
-def _record(plan: Plan, seed: int) -> dict[str, Any]:
-    """What ``wspace.json`` says."""
-    copied = {
-        t.name: "not floating point, equal in all that have it"
-        for t in plan.tensors
-        if t.step is None
-    }
-    return {
-        "made": {
-            "version": VERSION,
-            "method": plan.recipe.method,
-            "models": [str(reference) for reference in plan.references],
-            "base": str(plan.recipe.base) if plan.recipe.base else None,
-            "dtype": plan.recipe.out_dtype or plan.recipe.dtype,
-            "seed": seed,
-            "recipe": plan.recipe.text,
-        },
-        "tensors": {
-            "mixed": len(plan.tensors) - len(copied),
-            "copied": copied,
-            "left_out": plan.left_out,
-        },
-    }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from wspace.errors import CheckpointError
 from wspace.storage.headers import BITS, TensorRecord, read_header
+from wspace.storage.stamps import Stamp, stamp_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,6 +67,7 @@ class Checkpoint:
     aliases: dict[str, str] = field(default_factory=dict)  # name -> the tensor it shares bytes with
     metadata: dict[str, str] = field(default_factory=dict)
     title: str = ""  # what it is called, if not by its path
+    stamps: tuple[Stamp, ...] = ()  # of the files, when they were opened
 
     def __str__(self) -> str:
         return self.title or str(self.path)
@@ -188,11 +190,14 @@ def _from_index(folder: Path, index: Path, reader) -> Checkpoint:
 def _from_safetensors(path: Path, files: list[Path]) -> Checkpoint:
     tensors: dict[str, StoredTensor] = {}
     metadata: dict[str, str] = {}
+    stamps: list[Stamp] = []
     for number, file in enumerate(files):
         header = read_header(file)
         metadata |= header.metadata
+        assert header.stamp is not None
+        stamps.append(header.stamp)
         _add(tensors, ((n, StoredTensor(r, number)) for n, r in header.tensors.items()), files)
-    return Checkpoint(path, tuple(files), tensors, metadata=metadata)
+    return Checkpoint(path, tuple(files), tensors, metadata=metadata, stamps=tuple(stamps))
 
 
 def _from_pickles(path: Path, files: list[Path]) -> Checkpoint:
@@ -200,6 +205,7 @@ def _from_pickles(path: Path, files: list[Path]) -> Checkpoint:
 
     tensors: dict[str, StoredTensor] = {}
     aliases: dict[str, str] = {}
+    stamps = tuple([stamp_of(file) for file in files])
     for number, file in enumerate(files):
         records, shared = pickled_tensors(file)
         found = ((name, StoredTensor(r, number, m)) for name, (r, m) in records.items())
@@ -207,7 +213,7 @@ def _from_pickles(path: Path, files: list[Path]) -> Checkpoint:
         aliases |= shared
     for name in sorted(aliases.keys() & tensors.keys()):
         raise CheckpointError(f"{path}: tensor {name!r} is in two files")
-    return Checkpoint(path, tuple(files), tensors, aliases)
+    return Checkpoint(path, tuple(files), tensors, aliases, stamps=stamps)
 
 
 def _add(tensors: dict[str, StoredTensor], found: Iterable, files: list[Path]) -> None:

@@ -31,13 +31,16 @@ class OutputFile:
     the page cache; no page is written both ways.
     """
 
-    def __init__(self, path: Path, length: int) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    def __init__(self, path: Path, length: int, *, again: bool = False) -> None:
+        """``again``: go on with what is there of it."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (0 if again else os.O_EXCL)
         self._descriptor = os.open(path, flags, 0o644)
         self._direct = -1
         self._cached = 0  # bytes since the last sync
         self._lock = threading.Lock()
         try:
+            if again:
+                os.ftruncate(self._descriptor, length)
             os.posix_fallocate(self._descriptor, 0, length)
         except BaseException:
             self.close()
@@ -72,9 +75,17 @@ class OutputFile:
         if due:  # so that the last wait is short
             os.fdatasync(self._descriptor)
 
+    def read(self, start: int, nbytes: int) -> bytes:
+        """Bytes that were written earlier; fewer at the end of the file."""
+        parts = []
+        while nbytes and (part := os.pread(self._descriptor, nbytes, start)):
+            parts.append(part)
+            start, nbytes = start + len(part), nbytes - len(part)
+        return b"".join(parts)
+
     def sync(self) -> None:
         """Return when everything written is on the disk."""
-        os.fsync(self._descriptor)
+        os.fdatasync(self._descriptor)
 
     def close(self) -> None:
         for descriptor in (self._descriptor, self._direct):

@@ -14,11 +14,13 @@ import json
 import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from wspace.errors import CheckpointError
+from wspace.storage.checksums import checksum
+from wspace.storage.stamps import Stamp
 
 BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
@@ -60,13 +62,15 @@ class TensorRecord(NamedTuple):
 class Header:
     tensors: dict[str, TensorRecord]  # in the order of their bytes
     metadata: dict[str, str]
+    stamp: Stamp | None = None  # of the file, when it was read
 
 
 def read_header(path: Path) -> Header:
     """The header of a safetensors file. Raises CheckpointError, naming the file and the place."""
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            status = os.fstat(file.fileno())
+            size = status.st_size
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or length > min(size - 8, MAX_HEADER):
@@ -77,7 +81,8 @@ def read_header(path: Path) -> Header:
             text = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    return parse_header(text, size - 8 - length, path)
+    header = parse_header(text, size - 8 - length, path)
+    return replace(header, stamp=Stamp(size, status.st_mtime_ns, checksum(prefix + text)))
 
 
 def parse_header(text: bytes, n_data: int, path: Path) -> Header:

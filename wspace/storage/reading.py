@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wspace.errors import CheckpointError
+from wspace.profiling import READ, stage
 from wspace.storage.checkpoints import Derived, StoredTensor
 from wspace.storage.headers import BITS
 
@@ -73,7 +74,7 @@ class Reader:
 
     def submit(self, ranges: Sequence[Range], buffer: np.ndarray) -> list[Future[None]]:
         """Start reading; the buffer (uint8) is full when every future is done."""
-        return [self._pool.submit(_fill, task, buffer) for task in _tasks(ranges)]
+        return [self._pool.submit(_read, task, buffer) for task in _tasks(ranges)]
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -96,6 +97,11 @@ def _tasks(ranges: Sequence[Range]) -> list[list[Range]]:
             tasks[-1].append(part)
             room -= nbytes
     return tasks
+
+
+def _read(task: Sequence[Range], buffer: np.ndarray) -> None:
+    with stage(READ, sum(part.nbytes for part in task)):
+        _fill(task, buffer)
 
 
 def _fill(task: Sequence[Range], buffer: np.ndarray) -> None:

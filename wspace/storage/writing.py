@@ -2,240 +2,287 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from wspace.errors import OutputError
+from wspace import profiling
+from wspace.errors import OutputError, WspaceError
+from wspace.sizes import format_bytes
+from wspace.storage.blocks import Blocks, Place
 from wspace.storage.checkpoints import INDEX, Checkpoint, open_checkpoint
+from wspace.storage.checksums import ALGORITHM, BLOCK, checksum
+from wspace.storage.companions import companions, mend_config, write_json
 from wspace.storage.files import WRITE, OutputFile
-from wspace.storage.headers import BITS, render_header
+from wspace.storage.fingerprints import Fingerprint, digest_of, stamps_of
+from wspace.storage.headers import render_header
+from wspace.storage.journal import Block
+from wspace.storage.outputs import OutputTensor, plan_shards
+from wspace.storage.partial import Partial, flush
+from wspace.storage.stamps import refuse_changed
 
-_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
-"""Files that belong to a model besides its weights: config, tokenizer, generation, code."""
+COMMIT_SECONDS = 1.0
+"""What a crash may cost: finished blocks are journaled once in that time."""
 
 
-class OutputTensor(NamedTuple):
-    name: str
-    dtype: str  # as in headers.BITS
-    shape: tuple[int, ...]
+class NewCheckpoint(NamedTuple):
+    """An output to be made."""
+
+    out: Path
+    tensors: Sequence[OutputTensor]
+    job: Fingerprint
+    max_shard_bytes: int
+    stem: str = "model"
 
     @property
-    def nbytes(self) -> int:
-        n_bits = BITS[self.dtype]
-        for size in self.shape:
-            n_bits *= size
-        return n_bits // 8
+    def metadata(self) -> dict[str, str]:
+        """Of each shard."""
+        return {"format": "pt", "wspace": json.dumps(self.job["made"])}
 
 
-def plan_shards(tensors: Sequence[OutputTensor], max_bytes: int) -> list[list[OutputTensor]]:
-    """Consecutive tensors, up to ``max_bytes`` a shard; a larger tensor has a shard of its own."""
-    shards: list[list[OutputTensor]] = [[]]
-    filled = 0
-    for tensor in tensors:
-        if shards[-1] and filled + tensor.nbytes > max_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(tensor)
-        filled += tensor.nbytes
-    return shards
+Note = Callable[[str], None]
+"""Called with a line that a user may want to know."""
 
 
-def check_output(out: Path, inputs: Sequence[Checkpoint], nbytes: int) -> None:
-    """Refuse an output that exists, lies in or over an input, or does not fit on its disk."""
-    if out.exists() or out.is_symlink():
-        raise OutputError(f"{out}: exists; choose another name, or remove it first")
-    target = out.resolve()
-    for checkpoint in inputs:
-        source = checkpoint.folder.resolve()
-        if checkpoint.path.is_dir() and target.is_relative_to(source):
-            raise OutputError(
-                f"{out}: lies inside the input {checkpoint.path}; choose another place"
-            )
-    ground = next(parent for parent in target.parents if parent.exists())
-    if not ground.is_dir() or not os.access(ground, os.W_OK):
-        raise OutputError(f"{out}: {ground} cannot be written to")
-    free = shutil.disk_usage(ground).free
-    if nbytes > free:
-        raise OutputError(
-            f"{out}: the output takes {nbytes} bytes, and the disk of {ground} has {free} free"
-        )
+@contextmanager
+def checkpoint_writers(
+    outputs: Sequence[NewCheckpoint], *, restart: bool = False, note: Note | None = None
+) -> Iterator[list[CheckpointWriter]]:
+    """A writer for each output. What an earlier run has finished is checked, and kept.
+
+    When the work is cut short, finished blocks stay, for the same command to go on from. Only a
+    refusal (a WspaceError that no failing disk or network caused) would be met again, and leaves
+    nothing of what this run began.
+    """
+    pool = ThreadPoolExecutor(4, thread_name_prefix="wspace-write")
+    writers: list[CheckpointWriter] = []
+    try:
+        for output in outputs:
+            writers.append(CheckpointWriter(output, pool, restart=restart))
+            writers[-1].restore(note)
+        yield writers
+    except BaseException as error:
+        pool.shutdown(cancel_futures=True)
+        refusal = isinstance(error, WspaceError) and not isinstance(error.__cause__, OSError)
+        for writer in reversed(writers):
+            writer.abandon(keep=writer.resumed or not refusal)
+        raise
+    pool.shutdown()
 
 
 class CheckpointWriter:
     """One output checkpoint, in a hidden folder beside its name until :meth:`publish`.
 
-    Hub names: ``model.safetensors``, or ``model-00001-of-00002.safetensors`` and an index.
+    Hub names: ``model.safetensors``, or ``model-00001-of-00002.safetensors`` and an index. Finished
+    blocks are journaled about once a second, when they are on the disk; those of an earlier run
+    that still have their checksums are not written again.
     """
 
     def __init__(
-        self,
-        out: Path,
-        tensors: Sequence[OutputTensor],
-        *,
-        metadata: dict[str, str],
-        max_shard_bytes: int,
-        pool: ThreadPoolExecutor,
-        stem: str = "model",
+        self, output: NewCheckpoint, pool: ThreadPoolExecutor, *, restart: bool = False
     ) -> None:
-        self.out = out
-        self._pool = pool
-        self._placed: dict[str, tuple[int, int]] = {}  # name -> shard, byte in its file
+        self.out = output.out
+        self._job, self._pool = output.job, pool
+        self._published = False
         self._files: list[OutputFile] = []
-        self._made = [parent for parent in out.absolute().parents if not parent.exists()]
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(
-                tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent)
-            )
-        except OSError as error:
-            raise OutputError(f"{out}: cannot be made: {error.strerror}") from error
-        shards = plan_shards(tensors, max_shard_bytes)
-        self._names = [f"{stem}.safetensors"]
+        self._headers: list[str] = []  # their checksums
+        self._places: dict[str, Place] = {}
+        shards = plan_shards(output.tensors, output.max_shard_bytes)
+        self._names = [f"{output.stem}.safetensors"]
         if len(shards) > 1:
             width = len(shards)
-            self._names = [f"{stem}-{k + 1:05}-of-{width:05}.safetensors" for k in range(width)]
+            self._names = [
+                f"{output.stem}-{k + 1:05}-of-{width:05}.safetensors" for k in range(width)
+            ]
+        self._total = sum(tensor.nbytes for tensor in output.tensors)
+        self._finished: list[Block] = []  # and not in the journal yet
+        self._lock, self._committing = threading.Lock(), threading.Lock()
+        self._partial = Partial(self.out, output.job, restart=restart)
         try:
-            for name, shard in zip(self._names, shards, strict=True):
-                self._create(name, shard, metadata)
+            for shard in shards:
+                self._create(shard, output.metadata)
         except BaseException as error:
-            self.abandon()
+            self.abandon(keep=True)
             if isinstance(error, OSError):
-                raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
+                raise OutputError(f"{self.out}: cannot be written: {error.strerror}") from error
             raise
-        self._total = sum(tensor.nbytes for tensor in tensors)
+        self._blocks = Blocks(self._places, len(shards))
+        self._committed = time.monotonic()
 
-    def _create(self, file: str, shard: Sequence[OutputTensor], metadata: dict[str, str]) -> None:
+    def _create(self, shard: Sequence[OutputTensor], metadata: dict[str, str]) -> None:
         header, starts, length = render_header(
             {tensor.name: (tensor.dtype, tensor.shape) for tensor in shard}, metadata
         )
         number = len(self._files)
-        self._files.append(OutputFile(self._folder / file, length))
-        self._placed |= {name: (number, start) for name, start in starts.items()}
-        for future in self.write(number, 0, np.frombuffer(header, dtype=np.uint8)):
-            future.result()
+        path = self._partial.output / self._names[number]
+        self._files.append(OutputFile(path, length, again=self._partial.resumed))
+        self._headers.append(checksum(header))
+        self._places |= {t.name: (number, starts[t.name], t.nbytes) for t in shard}
+        self._files[number].write(np.frombuffer(header, dtype=np.uint8), 0)
+
+    def restore(self, note: Note | None = None) -> None:
+        """Read again what the journal says is finished, and keep what has its checksum."""
+        claimed = [block for block in self._partial.finished() if self._blocks.exists(block)]
+        same = list(self._pool.map(self._as_journaled, claimed))
+        kept = [block for block, whole in zip(claimed, same, strict=True) if whole]
+        self._blocks.restore(kept)
+        if note and self._partial.resumed:
+            done, lost = (sum(block.nbytes for block in part) for part in (kept, claimed))
+            lost -= done
+            damaged = f"; {format_bytes(lost)} had changed on the disk and are made again"
+            note(
+                f"{self.out}: going on from {format_bytes(done)} of {format_bytes(self._total)}, "
+                f"checked{damaged if lost else ''}"
+            )
+
+    def _as_journaled(self, block: Block) -> bool:
+        try:
+            data = self._files[block.shard].read(block.start, block.nbytes)
+        except OSError:
+            return False
+        return checksum(data) == block.checksum
+
+    @property
+    def resumed(self) -> bool:
+        """Whether some of it may be finished before anything is written."""
+        return self._partial.resumed
 
     def place(self, name: str, start: int) -> tuple[int, int]:
         """Shard and byte in its file of byte ``start`` of a tensor."""
-        shard, first = self._placed[name]
+        shard, first, _ = self._places[name]
         return shard, first + start
+
+    def finished(self, shard: int, position: int, nbytes: int) -> bool:
+        """Whether all of these bytes are there from an earlier run."""
+        return not any(self._blocks.unfinished(shard, position, position + nbytes))
+
+    def has(self, name: str, start: int = 0, nbytes: int | None = None) -> bool:
+        """Whether all of a tensor, or of some of its bytes, is there from an earlier run."""
+        if not self.resumed:
+            return False
+        shard, first, whole = self._places[name]
+        return self.finished(shard, first + start, whole if nbytes is None else nbytes)
 
     def write(self, shard: int, position: int, view: np.ndarray) -> list[Future[None]]:
         """Start writing; ``view`` (uint8) must stay as it is until every future is done."""
         futures = []
-        while len(view):
-            length = WRITE - position % WRITE  # whole pages, but for the ends of the range
-            futures.append(self._pool.submit(self._write, shard, position, view[:length]))
-            view, position = view[length:], position + length
+        for start, stop in self._blocks.unfinished(shard, position, position + len(view)):
+            while start < stop:
+                end = min(stop, start - start % WRITE + WRITE)  # whole pages, but for the ends
+                part = view[start - position : end - position]
+                futures.append(self._pool.submit(self._write, shard, start, part))
+                start = end
         return futures
 
     def _write(self, shard: int, position: int, view: np.ndarray) -> None:
         try:
-            self._files[shard].write(view, position)
+            with profiling.stage(profiling.WRITE, len(view)):
+                self._files[shard].write(view, position)
+            with profiling.stage(profiling.CHECKSUM, len(view)):
+                blocks = self._blocks.add(shard, position, view)
+            with self._lock:
+                self._finished += blocks
+            if time.monotonic() - self._committed >= COMMIT_SECONDS:
+                self._commit(wait=False)
         except OSError as error:
             raise OutputError(f"{self.out}: {self._names[shard]}: {error.strerror}") from error
 
+    def _commit(self, *, wait: bool) -> None:
+        """Journal what is finished, when it is on the disk."""
+        if not self._committing.acquire(blocking=wait):
+            return  # another thread is at it
+        try:
+            with self._lock:
+                blocks, self._finished = self._finished, []
+            if blocks:
+                for shard in {block.shard for block in blocks}:
+                    self._files[shard].sync()
+                self._partial.add(blocks)
+            self._committed = time.monotonic()
+        finally:
+            self._committing.release()
+
     def written(self) -> Checkpoint:
         """What was written so far, as a checkpoint."""
-        return open_checkpoint(self._folder)
+        self._commit(wait=True)
+        return open_checkpoint(self._partial.output)
 
+    @profiling.stage(profiling.FLUSH)
     def publish(
         self,
         donor: Checkpoint,
-        record: dict,
+        record: Mapping[str, Any],
         dtype: str | None = None,
         files: Mapping[str, str] | None = None,
     ) -> None:
         """Flush, add the index, ``wspace.json`` and the donor's config files, and give it its name.
 
         ``dtype``: what the config shall call the weights' type, if it is not the donor's.
-        ``files``: names and texts of more files, in place of the donor's.
+        ``files``: names and texts of more files, in place of the donor's. ``wspace.json`` is the
+        record, the stamps of the inputs and the checksums (see ``wspace.storage.verifying``).
+        Raises CheckpointError if an input is not as it was when it was opened.
         """
+        for path, stamp in stamps_of(self._job).items():
+            refuse_changed(Path(path), stamp)
+        tensors, missing = self._blocks.checksums()
+        if missing:
+            raise OutputError(f"{self.out}: tensor {missing[0]!r} was not written whole")
+        folder = self._partial.output
         try:
-            if len(self._names) > 1:
-                weight_map = {name: self._names[shard] for name, (shard, _) in self._placed.items()}
-                index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
-                _write_json(self._folder / INDEX, index)
-            for file in companions(donor):
-                shutil.copyfile(file, self._folder / file.name)
-            if (self._folder / "config.json").is_file():
-                _mend(self._folder / "config.json", dtype)
-            for name, text in (files or {}).items():
-                (self._folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
-            _write_json(self._folder / "wspace.json", record)
+            self._commit(wait=True)
             for shard in self._files:
                 shard.sync()
             self._close()
-            for file in self._folder.iterdir():
+            for file in folder.iterdir():  # what an earlier run may have added at this point
                 if file.name not in self._names:
-                    _sync(file)
-            self._folder.chmod(0o755)
-            _sync(self._folder)
-            if self.out.exists():
-                raise OutputError(f"{self.out}: was made by something else while this ran")
-            self._folder.rename(self.out)
-            _sync(self.out.parent)
+                    file.unlink()
+            if len(self._names) > 1:
+                weight_map = {name: self._names[place[0]] for name, place in self._places.items()}
+                index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
+                write_json(folder / INDEX, index)
+            for file in companions(donor):
+                shutil.copyfile(file, folder / file.name)
+            if (folder / "config.json").is_file():
+                mend_config(folder / "config.json", dtype)
+            for name, text in (files or {}).items():
+                (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+            others = [file for file in sorted(folder.iterdir()) if file.name not in self._names]
+            of_files = dict(zip(self._names, self._headers, strict=True))
+            of_files |= {file.name: checksum(file.read_bytes()) for file in others}
+            made = {
+                **record,
+                "inputs": self._job["inputs"],
+                "fingerprint": digest_of(self._job),
+                "checksums": {
+                    "algorithm": ALGORITHM, "block": BLOCK, "tensors": tensors, "files": of_files,
+                },
+            }  # fmt: skip
+            write_json(folder / "wspace.json", made)
+            for file in (*others, folder / "wspace.json"):
+                flush(file)
+            self._partial.publish()
+            self._published = True
         except OSError as error:
             raise OutputError(f"{self.out}: {error.strerror}") from error
 
-    def abandon(self) -> None:
-        """Remove everything, unless published."""
+    def abandon(self, *, keep: bool) -> None:
+        """Stop, unless published; ``keep``: leave what is finished, if anything is."""
         self._close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        for parent in self._made:
-            with contextlib.suppress(OSError):  # it holds something by now
-                parent.rmdir()
+        if self._published:
+            return
+        if keep and self._partial.of_use:
+            self._partial.close()
+        else:
+            self._partial.remove()
 
     def _close(self) -> None:
         while self._files:
             self._files.pop().close()
-
-
-def companions(checkpoint: Checkpoint) -> list[Path]:
-    """The config, tokenizer and other small files beside the weights."""
-    files = {file for pattern in _COMPANIONS for file in checkpoint.folder.glob(pattern)}
-    if not checkpoint.path.is_dir():
-        # a weight file in a folder of other things: only what bears a model's names
-        files = {file for file in files if (checkpoint.folder / "config.json").is_file()}
-    unwanted = ("wspace.json",)
-    return sorted(
-        file
-        for file in files
-        if file.is_file() and file.name not in unwanted and not file.name.endswith(".index.json")
-    )
-
-
-def _mend(config: Path, dtype: str | None) -> None:
-    """Name the type that the weights have; they are not quantised, whatever the donor's were."""
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict):
-        return  # not ours to mend
-    named = {key: dtype for key in ("dtype", "torch_dtype") if dtype and key in settings}
-    mended = {key: value for key, value in settings.items() if key != "quantization_config"} | named
-    if mended != settings:
-        _write_json(config, mended)
-
-
-def _write_json(path: Path, content: dict) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    # a file name that is not UTF-8 has characters that only JSON's own escapes can hold
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,113 @@
+"""What the journal and the checksums cost a merge: ``python -m bench.durability ZOO WORK``.
+
+The same merge with both, with neither, and with checksums alone, in turns in one process; the
+outputs must be the same. Wall time and processor time; the ratios are medians over the turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import wspace
+from bench import limits
+from wspace.storage import writing
+from wspace.storage.blocks import Blocks
+from wspace.storage.checksums import checksum
+
+RESULTS = Path(__file__).parent / "results"
+ROUNDS = 7
+
+
+@contextmanager
+def without(*, checksums: bool):
+    """No journal, and no checksums either unless asked for."""
+    seconds, add, of_all = writing.COMMIT_SECONDS, Blocks.add, Blocks.checksums
+    commit = writing.CheckpointWriter._commit
+    writing.COMMIT_SECONDS = float("inf")
+    writing.CheckpointWriter._commit = lambda self, wait: None
+    if not checksums:
+        Blocks.add = lambda self, shard, start, view: []
+        Blocks.checksums = lambda self: ({}, [])
+    try:
+        yield
+    finally:
+        writing.COMMIT_SECONDS, Blocks.add, Blocks.checksums = seconds, add, of_all
+        writing.CheckpointWriter._commit = commit
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds on the wall, and of all processors."""
+    os.sync()
+    wall, used = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - used
+
+
+def main(given: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.durability")
+    parser.add_argument("zoo", type=Path, help="a folder that bench.zoo made")
+    parser.add_argument("work", type=Path, help="a folder for the outputs")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    options = parser.parse_args(given)
+    zoo = wspace.open_zoo(f"{options.zoo}/model-*")
+    weights = [1 / len(zoo)] * len(zoo)
+    out = options.work / "out"
+
+    def merge() -> None:
+        wspace.merge(zoo, weights, out)
+
+    def bare() -> None:
+        with without(checksums=False):
+            merge()
+
+    def summed() -> None:
+        with without(checksums=True):
+            merge()
+
+    works = {"both": merge, "checksums": summed, "neither": bare}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    shards = None
+    for turn in range(options.rounds + 1):  # the first reads the files and compiles
+        order = list(works) if turn % 2 else list(works)[::-1]
+        for name in order:
+            spent = timed(works[name])
+            if turn:
+                times[name].append(spent)
+            found = [checksum(path.read_bytes())
+                     for path in sorted(out.glob("*.safetensors"))]  # fmt: skip
+            assert shards in (None, found), "the outputs differ"
+            shards = found
+            shutil.rmtree(out)
+    report = {
+        "machine": limits.machine(),
+        "models": len(zoo),
+        "bytes_read": sum(member.nbytes for member in zoo.members),
+        "bytes_written": zoo.members[0].nbytes,
+        "seconds": {name: [round(wall, 4) for wall, _ in spent] for name, spent in times.items()},
+        "ratio_of_medians": {},
+    }
+    for name in ("both", "checksums"):
+        for kind, k in (("wall", 0), ("processor", 1)):
+            ratios = [a[k] / b[k] for a, b in zip(times[name], times["neither"], strict=True)]
+            report["ratio_of_medians"][f"{name}_{kind}"] = round(
+                median(x[k] for x in times[name]) / median(x[k] for x in times["neither"]), 4
+            )
+            report.setdefault("median_of_ratios", {})[f"{name}_{kind}"] = round(median(ratios), 4)
+    place = RESULTS / limits.machine_name()
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "durability.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps({k: report[k] for k in ("ratio_of_medians", "median_of_ratios")}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

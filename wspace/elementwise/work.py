@@ -1,0 +1,114 @@
+"""What an elementwise method has to do, how it is cut into chunks, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from wspace.devices import Device
+from wspace.elementwise.choices import Choice, ColumnSums, Drawn, FisherMean, Largest, Pull, Ranked
+from wspace.elementwise.columns import held_bytes
+from wspace.elementwise.scores import unit_of
+from wspace.elementwise.sources import Layout, lay_out
+from wspace.storage.headers import BITS
+from wspace.stream import CUT, OUTPUTS, SLOTS, chunk_elements, derived_workspace
+from wspace.zoo import Zoo, ZooTensor
+
+MOST = 512
+"""Tensors in a chunk: each has counts of its digits."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Tensors of one set of models, the base last, that are written in one type.
+
+    Of a FisherMean: first the models, then the diagonals of each, the last in the base's place.
+    """
+
+    zoo: Zoo  # with a base
+    choices: tuple[Choice, ...]  # of each tensor; tensors that share one share the object
+    models: tuple[int, ...]  # the members' numbers, for the draws
+    dtype: str  # safetensors name
+    seed: int = 0
+
+    @property
+    def rows(self) -> range:
+        return range(len(self.zoo.checkpoints))
+
+
+class Cost(NamedTuple):
+    read_bytes: int  # from files
+    held_bytes: int
+
+
+def cost_of(work: Work, worker: Device, budget: int) -> Cost:
+    """What a work costs. Raises BudgetError."""
+    layout = layout_of(work, worker, budget)
+    zoo = work.zoo
+    read = {k: sum(s.read_bytes for s in tensor.stored) for k, tensor in enumerate(zoo.tensors)}
+    for plans in layout.cut:
+        tensor = plans[0].pieces[0].tensor
+        read[tensor] *= passes_of(work.choices[tensor])
+    plans = layout.plans
+    width = BITS[work.dtype] // 8
+    held = max((SLOTS * plan.nbytes + OUTPUTS * width * plan.n for plan in plans), default=0)
+    scores = _score_bytes(work)
+    scores *= max((plan.n for plan in plans), default=0)
+    return Cost(sum(read.values()), held + scores)
+
+
+def layout_of(work: Work, worker: Device, budget: int) -> Layout:
+    """Chunks of whole tensors where they fit into the budget. Raises BudgetError."""
+    zoo, n_models = work.zoo, len(work.zoo)
+    tables = 3 * 8 * 2048 * 2 * n_models  # of a tensor, while digits are counted
+    most = int(max(1, min(MOST, budget // 8 // tables)))
+    scores = _score_bytes(work)
+    room = budget - most * tables - derived_workspace(t.stored for t in zoo.tensors)
+    out_bytes = BITS[work.dtype] // 8
+    choice_of = {
+        id(tensor): choice for tensor, choice in zip(zoo.tensors, work.choices, strict=True)
+    }
+
+    def fitting(dtypes: Sequence[str]) -> int:
+        # scores are held once, beside the buffers
+        return chunk_elements(room, room, dtypes, out_bytes + -(-scores // OUTPUTS), "merge")
+
+    def target(dtypes: Sequence[str]) -> int:
+        return worker.chunk_bytes // max(1, sum(BITS[dtype] for dtype in dtypes) // 8)
+
+    def unit(tensor: ZooTensor) -> int:
+        return unit_of(choice_of[id(tensor)], tensor.shape) or CUT
+
+    return lay_out(zoo, work.rows, fitting, target, unit, most)
+
+
+def _score_bytes(work: Work) -> int:
+    """Held for each element beside the buffers, at most."""
+    tensors = zip(work.choices, work.zoo.tensors, strict=True)
+    pairs = {(choice, tensor.shape) for choice, tensor in tensors if tensor.numel}
+    return max((_score_bytes_of(*pair, len(work.zoo)) for pair in pairs), default=0)
+
+
+def _score_bytes_of(choice: Choice, shape: tuple[int, ...], n_models: int) -> int:
+    if isinstance(choice.join, ColumnSums):
+        return held_bytes(shape)
+    if isinstance(choice.keep, Ranked):
+        return 4 * n_models
+    return 0 if isinstance(choice.keep, Largest | Drawn) else 4
+
+
+def passes_of(choice: Choice, bits: int = 16) -> int:
+    """Times that a tensor which does not fit into a chunk is read, the writing one included."""
+    digits = 6 if bits == 64 else 3
+    keep, join = choice.keep, choice.join
+    if isinstance(join, Pull | FisherMean):
+        return 1
+    if isinstance(join, ColumnSums):
+        return 2
+    count = 1
+    name = type(keep).__name__
+    count += {"Largest": digits + 1, "Varied": digits + 2, "Important": digits}.get(name, 0)
+    if join.rescale == "sums" or join.by_square is not None or join.alone:
+        count += 1
+    return count

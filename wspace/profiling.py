@@ -1,0 +1,84 @@
+"""Where the time of a merge goes: reading, computing, writing, and waiting for one of them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+READ, WRITE, CHECKSUM = "read", "write", "checksum"  # in threads of their own, several at a time
+PASS, READS, WRITES, FLUSH = "pass", "wait for reads", "wait for writes", "flush"  # in the main one
+
+
+class Profile:
+    """Seconds and bytes of each stage. Those of threads that ran at once are added up."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.nbytes: defaultdict[str, int] = defaultdict(int)
+        self.elapsed = 0.0
+        self._lock = threading.Lock()
+
+    def add(self, stage: str, seconds: float, nbytes: int) -> None:
+        with self._lock:
+            self.seconds[stage] += seconds
+            self.nbytes[stage] += nbytes
+
+    @property
+    def compute(self) -> float:
+        """What the passes took besides waiting."""
+        return max(0.0, self.seconds[PASS] - self.seconds[READS] - self.seconds[WRITES])
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Seconds on the clock, one after the other: together, all of ``elapsed``."""
+        found = {
+            "compute": self.compute,
+            READS: self.seconds[READS],
+            WRITES: self.seconds[WRITES],
+            FLUSH: self.seconds[FLUSH],
+        }
+        return found | {"start and the rest": max(0.0, self.elapsed - sum(found.values()))}
+
+    @property
+    def bottleneck(self) -> str:
+        """What took most of the time: ``compute``, ``reading``, ``writing``, ``starting``."""
+        reading, writing = self.seconds[READS], self.seconds[WRITES] + self.seconds[FLUSH]
+        shares = {
+            "compute": self.compute, "reading": reading, "writing": writing,
+            "starting": self.elapsed - self.compute - reading - writing,
+        }  # fmt: skip
+        return max(shares, key=lambda name: shares[name])
+
+
+_active: Profile | None = None
+
+
+@contextmanager
+def profiled() -> Iterator[Profile]:
+    """Measure everything that is done inside; one at a time in a process."""
+    global _active
+    before, profile = _active, Profile()
+    _active = profile
+    started = time.perf_counter()
+    try:
+        yield profile
+    finally:
+        profile.elapsed = time.perf_counter() - started
+        _active = before
+
+
+@contextmanager
+def stage(name: str, nbytes: int = 0) -> Iterator[None]:
+    """Count what is done inside towards a stage, if anyone measures."""
+    profile = _active
+    if profile is None:
+        yield
+        return
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        profile.add(name, time.perf_counter() - started, nbytes)

@@ -1,0 +1,45 @@
+"""Checksums of tensors: of blocks, each on its own, so that any thread may take any of them.
+
+A tensor is cut from its start into blocks of ``BLOCK`` bytes. Its checksum is that of its blocks'
+checksums, as text, one after the other. xxh3 with 128 bits runs at the speed of memory (33 GB/s on
+a Zen 5 core, where sha256 has 2): it finds damage, and is no proof against forgery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import xxhash
+
+ALGORITHM = "xxh3_128"
+
+BLOCK = 1 << 20
+"""Bytes. What is journaled, and read again, at a time."""
+
+
+def checksum(data: bytes | memoryview) -> str:
+    """32 hexadecimal digits. ``data``: anything contiguous that has the buffer protocol."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def checksum_of_blocks(checksums: Iterable[str]) -> str:
+    """That of a tensor, from those of its blocks."""
+    return checksum("".join(checksums).encode())
+
+
+class OpenBlock:
+    """A block that arrives in parts, in any order: one that is early is kept until its turn."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._nbytes, self._done = nbytes, 0
+        self._hash = xxhash.xxh3_128()
+        self._early: dict[int, bytes | memoryview] = {}
+
+    def add(self, start: int, part: memoryview) -> str | None:
+        """A part that starts at byte ``start`` of the block; the checksum, when all are there."""
+        self._early[start] = part if start == self._done else bytes(part)
+        while self._done in self._early:
+            piece = self._early.pop(self._done)
+            self._hash.update(piece)
+            self._done += len(piece)
+        return self._hash.hexdigest() if self._done == self._nbytes else None

@@ -1,0 +1,45 @@
+"""The small files beside a model's weights, as an output has them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from wspace.storage.checkpoints import Checkpoint
+
+_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
+"""Files that belong to a model besides its weights: config, tokenizer, generation, code."""
+
+
+def companions(checkpoint: Checkpoint) -> list[Path]:
+    """The config, tokenizer and other small files beside the weights."""
+    files = {file for pattern in _COMPANIONS for file in checkpoint.folder.glob(pattern)}
+    if not checkpoint.path.is_dir():
+        # a weight file in a folder of other things: only what bears a model's names
+        files = {file for file in files if (checkpoint.folder / "config.json").is_file()}
+    unwanted = ("wspace.json",)
+    return sorted(
+        file
+        for file in files
+        if file.is_file() and file.name not in unwanted and not file.name.endswith(".index.json")
+    )
+
+
+def mend_config(config: Path, dtype: str | None) -> None:
+    """Name the type that the weights have; they are not quantised, whatever the donor's were."""
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        return  # not ours to mend
+    named = {key: dtype for key in ("dtype", "torch_dtype") if dtype and key in settings}
+    mended = {key: value for key, value in settings.items() if key != "quantization_config"} | named
+    if mended != settings:
+        write_json(config, mended)
+
+
+def write_json(path: Path, content: dict) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    # a file name that is not UTF-8 has characters that only JSON's own escapes can hold
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
