@@ -158,6 +158,7 @@ def main(given: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.kills")
     parser.add_argument("work", type=Path, help="a folder for the zoo and the outputs")
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=60.0, help="no case begins after them")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(given)
     work, draw = options.work, random.Random(options.seed)
@@ -175,7 +176,8 @@ def main(given: list[str] | None = None) -> int:
         expected[kind] = [shards_of(out) for out in outs]
     totals: Counter[str] = Counter()
     cases = []
-    while totals["kills"] < options.kills:
+    end = time.monotonic() + 60 * options.minutes
+    while totals["kills"] < options.kills and time.monotonic() < end:
         kind = draw.choice(["linear", *RECIPES])
         out = work / "out"
         arguments, outs = arguments_of(kind, work, out)

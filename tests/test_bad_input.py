@@ -553,12 +553,15 @@ def test_a_fresh_process_says_the_same(zoo, arguments, words):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_interrupting_a_command_leaves_nothing(zoo, capsys, monkeypatch):
+def test_interrupting_a_command_before_anything_is_finished_leaves_nothing(
+    zoo, capsys, monkeypatch
+):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
     before = everything_under(zoo)
     monkeypatch.setattr(os, "preadv", interrupt)
     status, out, err = run(capsys, ["merge", *MODELS, *UNIFORM])
-    assert (status, out, err) == (130, "", "interrupted; nothing was written\n")
+    words = "interrupted; the same command goes on from what is finished, --restart starts over\n"
+    assert (status, out, err) == (130, "", words)
     assert everything_under(zoo) == before
