@@ -2,10 +2,10 @@
 
 from fractions import Fraction
 
-import numpy as np
 import pytest
 import torch
 
+from tests.sum_truth import chain, make, poisoned, same_bits, weights_for
 from wkernels import arguments, ops, reference
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
@@ -20,34 +20,6 @@ SHAPES = ((1, 1, 1), (2, 1, 4097), (3, 2, 515), (8, 3, 1025), (21, 9, 1030))
 pytestmark = pytest.mark.usefixtures("path")
 
 
-def fma32(x, weight, total):
-    """``x * weight + total`` in float32, rounded once."""
-    product = x.astype(np.float64) * np.float64(weight)  # exact
-    total = total.astype(np.float64)
-    rounded = product + total
-    recovered = rounded - product
-    lost = (product - (rounded - recovered)) + (total - recovered)  # exact
-    # to odd in float64, so that the rounding to float32 is as if it were the only one
-    even = (rounded.view(np.int64) & 1) == 0
-    towards = np.where(lost > 0, np.inf, -np.inf)
-    odd = np.where((lost != 0) & even, np.nextafter(rounded, towards), rounded)
-    return odd.astype(np.float32)
-
-
-def chain(rows, weights, out_dtype, base=None):
-    """The definition of the bits: one fma a model, from zero, in order; one rounding."""
-    rows = [row.float().numpy() for row in rows]
-    origin = None if base is None else base.float().numpy()
-    mixes = []
-    for mix in weights.float().numpy():
-        total = np.zeros_like(rows[0])
-        for row, weight in zip(rows, mix, strict=True):
-            total = fma32(row if base is None else row - origin, weight, total)
-        total = total if base is None else origin + total
-        mixes.append(torch.from_numpy(total).to(out_dtype))
-    return torch.stack(mixes)
-
-
 def assert_rounded_once(out, x, weights, base=None):
     """One rounding at the store, plus what sums in the compute type may lose."""
     truth = reference.weighted_sum(x, weights, base=base)
@@ -60,23 +32,6 @@ def assert_rounded_once(out, x, weights, base=None):
     store = 0.5 * info.eps * truth.abs().clamp_min(info.smallest_normal)
     error = (out.double() - truth).abs()
     assert (error <= store + (len(x) + 1) * compute.eps * terms).all()
-
-
-def make(n_models, n, dtype, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(n, generator=generator, dtype=F64).to(dtype) for _ in range(n_models)]
-
-
-def weights_for(n_mixes, n_models, seed=1):
-    return torch.randn(n_mixes, n_models, generator=torch.Generator().manual_seed(seed))
-
-
-def poisoned(n_mixes, n, dtype):
-    return torch.full((n_mixes, n), torch.nan, dtype=dtype)
-
-
-def same_bits(a, b):
-    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
 @pytest.mark.parametrize("based", [False, True], ids=["plain", "base"])

@@ -13,7 +13,8 @@ from wkernels.cpu.jit import (
     inner,
     pointer,
 )
-from wkernels.cpu.vectors import READS, STORES, TURN
+from wkernels.cpu.stores import STORES
+from wkernels.cpu.vectors import READS, TURN
 from wkernels.dtypes import CODES, FLOATS
 
 FLOAT64, FLOAT32, FLOAT16, BFLOAT16 = (

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from wkernels.cpu.alike import STAND_INS, add_rows, store_rows
 from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, read, write
 from wkernels.cpu.jit import fma, inner, kernel
 from wkernels.cpu.parallel import over_ranges
 from wkernels.cpu.pointers import Pointers
-from wkernels.cpu.vectors import GROUPS, MIXES, SIDE, TURN, fence
+from wkernels.cpu.row_sums import GROUPS, MIXES, SIDE
+from wkernels.cpu.stores import fence
+from wkernels.cpu.vectors import TURN
+from wkernels.dtypes import FLOATS
 from wkernels.mixes import MIXED
 
 BLOCK = 2048
@@ -58,11 +62,99 @@ def weighted_sum(
         dtype=np.int64,
     ).reshape(-1, 4)
     used = rows if len(mixed) else Pointers(rows.addresses[:0], rows.codes[:0])
+    bypass = n >= BYPASS
+    stored = _stored_alike(rows, base, outs, mixed)
+    origin = base.addresses[0] if len(base) else None
 
     def work(start: int, stop: int) -> int:
-        return _range(*used, factors, *base, *outs_mixed, copies, start, stop, n >= BYPASS)
+        if stored is not None:
+            start = _sum_alike(
+                stored, rows.addresses, factors, origin, outs.addresses[0], start, stop, bypass
+            )
+        if start == stop:
+            return 0
+        return _range(*used, factors, *base, *outs_mixed, copies, start, stop, bypass)
 
     return sum(over_ranges(work, n, step=BLOCK, threads=threads, least=PARALLEL))
+
+
+def _stored_alike(
+    rows: Pointers, base: Pointers, outs: Pointers, mixed: np.ndarray
+) -> np.ndarray | None:
+    """The one type that all have, of ``STAND_INS``, where there is one output and it is a mix."""
+    codes = {*rows.codes.tolist(), *base.codes.tolist(), *outs.codes.tolist()}
+    alike = len(codes) == len(outs) == len(mixed) == 1
+    return STAND_INS.get(list(FLOATS)[codes.pop()]) if alike else None
+
+
+@kernel
+def _sum_alike(like, addresses, factors, base, out, start, stop, bypass):
+    """One mix of rows, all of one type; ``base`` is an address or None.
+
+    Returns where it stopped: before what is less than a turn, or a block with NaN or Inf.
+    """
+    sums = np.zeros(BLOCK, np.float32)
+    rows, scales, totals = addresses.ctypes.data, factors.ctypes.data, sums.ctypes.data
+    n_models, size = addresses.size, like.itemsize
+    bypass = bypass and (out + start * size) % 64 == 0
+    stop -= (stop - start) % TURN
+    origin = base
+    while start < stop:
+        n = min(BLOCK, stop - start)
+        if base is not None:
+            origin = base + start * size
+        i, group = 0, _group(n_models)
+        if group < n_models:
+            _fill(sums, 0)
+        while i + group < n_models:
+            _add_alike(like, group, rows + 8 * i, start, n, origin, scales + 4 * i, totals)
+            i, group = i + group, _group(n_models - i - group)
+        target = out + start * size
+        if not _store_alike(
+            like, group, bypass, rows + 8 * i, start, n, origin, scales + 4 * i, totals, target
+        ):
+            break
+        start += n
+    if bypass:
+        fence()
+    return start
+
+
+@inner
+def _group(n):
+    """How many of ``n`` rows to take together."""
+    for size in GROUPS:
+        if size <= n:
+            return size
+    return 1
+
+
+@inner
+def _add_alike(like, group, rows, first, n, base, scales, sums):
+    if group == 8:
+        add_rows(like, 8, rows, first, n, base, scales, sums, AHEAD)
+    elif group == 4:
+        add_rows(like, 4, rows, first, n, base, scales, sums, AHEAD)
+    elif group == 2:
+        add_rows(like, 2, rows, first, n, base, scales, sums, AHEAD)
+
+
+@inner
+def _store_alike(like, group, bypass, rows, first, n, base, scales, sums, out):
+    if bypass:
+        return _store_group(like, group, True, rows, first, n, base, scales, sums, out)
+    return _store_group(like, group, False, rows, first, n, base, scales, sums, out)
+
+
+@inner
+def _store_group(like, group, bypass, rows, first, n, base, scales, sums, out):
+    if group == 8:
+        return store_rows(like, 8, bypass, rows, first, n, base, scales, sums, out, AHEAD)
+    if group == 4:
+        return store_rows(like, 4, bypass, rows, first, n, base, scales, sums, out, AHEAD)
+    if group == 2:
+        return store_rows(like, 2, bypass, rows, first, n, base, scales, sums, out, AHEAD)
+    return store_rows(like, 1, bypass, rows, first, n, base, scales, sums, out, AHEAD)
 
 
 @kernel
@@ -124,10 +216,7 @@ def _of_one_type(codes, i):
     alike = 1
     while alike < GROUPS[0] and i + alike < codes.size and codes[i + alike] == codes[i]:
         alike += 1
-    for size in GROUPS:
-        if size <= alike:
-            return size
-    return 1
+    return _group(alike)
 
 
 @inner
