@@ -151,7 +151,7 @@ def test_bytes_that_changed_on_the_disk_are_made_again(runs, tmp_path):
         file.write(bytes([byte ^ 16]))
     said = []
     ws.merge(runs, WEIGHTS, tmp_path / "out", memory=MEMORY, note=said.append)
-    assert said[0].endswith("1.05 MB had changed on the disk and are made again")
+    assert said[0].endswith("262 KB had changed on the disk and are made again")
     assert bytes_in(tmp_path / "out") == bytes_in(tmp_path / "expected")
 
 

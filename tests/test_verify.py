@@ -127,7 +127,7 @@ def test_recipes_have_checksums_too(tmp_path):
         ('{"checksums": 3}', "wspace.json: its checksums are damaged"),
         ('{"checksums": {"algorithm": "x", "block": 1, "tensors": {}, "files": {}}}',
          r"checksums of kind \('x', 1\); this version knows"),
-        ('{"checksums": {"algorithm": "xxh3_128", "block": 1048576, "tensors": {}, '
+        ('{"checksums": {"algorithm": "xxh3_128", "block": 262144, "tensors": {}, '
          '"files": {"../x": ""}}}', "'../x' is not a file name in this folder"),
     ],
 )  # fmt: skip

@@ -13,7 +13,7 @@ import xxhash
 
 ALGORITHM = "xxh3_128"
 
-BLOCK = 1 << 20
+BLOCK = 256 << 10
 """Bytes. What is journaled, and read again, at a time."""
 
 
