@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from wkernels.cpu.blocks import add_in_order, blocks_of
-from wkernels.cpu.elements import WIDTHS, read, read_widened
+from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, WIDTHS, read, read_widened
 from wkernels.cpu.jit import inner, kernel
 from wkernels.cpu.parallel import over_ranges
 from wkernels.cpu.pointers import Pointers
-from wkernels.cpu.tiles import LANES, SIDE, tile_dot, tile_dot_upper, tile_l1, tile_l2
+from wkernels.cpu.tiles import LANES, SIDE, WIDENS, tile_dot, tile_dot_upper, tile_l1, tile_l2
+from wkernels.cpu.vectors import TURN
 
 GROUP = 64
 """Rows whose centred values are held in cache together, on each side of a product."""
@@ -86,20 +87,68 @@ def _mirror(partial):
                 partial[b, i, j] = partial[b, j, i]
 
 
+def _widened(based):
+    bfloat16, float16, float32 = (
+        WIDENS[name, based] for name in ("bfloat16", "float16", "float32")
+    )
+
+    @inner
+    def run(code, rows, start, n, base, out):
+        if code == BFLOAT16:
+            bfloat16(rows, start, n, base, out, STRIDE * 8)
+        elif code == FLOAT16:
+            float16(rows, start, n, base, out, STRIDE * 8)
+        elif code == FLOAT32:
+            float32(rows, start, n, base, out, STRIDE * 8)
+        else:
+            return 0
+        return n
+
+    return run
+
+
+_widen_rows, _centre_rows = _widened(False), _widened(True)
+
+
+@inner
+def _fill_side(addresses, codes, row, start, n, based, base, out):
+    """Centred values of ``SIDE`` rows from ``row`` on: how many of ``n`` columns it did.
+
+    0 where there are not as many, of one type that has vectors.
+    """
+    if row + SIDE > addresses.size:
+        return 0
+    for i in range(row + 1, row + SIDE):
+        if codes[i] != codes[row]:
+            return 0
+    n -= n % TURN
+    rows = addresses.ctypes.data + 8 * row
+    if based:
+        return _centre_rows(codes[row], rows, start, n, base.ctypes.data, out)
+    return _widen_rows(codes[row], rows, start, n, 0, out)
+
+
 @inner
 def _fill(addresses, codes, first_row, start, n, based, base, values, centred):
     """Centred values of up to ``GROUP`` rows, zeros where a row or a vector runs out."""
     n_rows = min(GROUP, addresses.size - first_row)
     width = -(-n // LANES) * LANES
-    for i in range(-(-n_rows // SIDE) * SIDE):
-        if i < n_rows:
-            read_widened(
-                codes[first_row + i], addresses[first_row + i], start, base[:n], based, values[:n],
-                centred[i, :n], 0,
-            )  # fmt: skip
-            centred[i, n:width] = 0
-        else:
-            centred[i, :width] = 0
+    for side in range(0, n_rows, SIDE):
+        done = 0
+        if values.itemsize == 4:
+            out = centred.ctypes.data + side * STRIDE * 8
+            done = _fill_side(addresses, codes, first_row + side, start, n, based, base, out)
+        if done == width:
+            continue
+        for i in range(side, side + SIDE):
+            if i < n_rows:
+                read_widened(
+                    codes[first_row + i], addresses[first_row + i], start + done, base[done:n],
+                    based, values[done:n], centred[i, done:n], 0,
+                )  # fmt: skip
+                centred[i, n:width] = 0
+            else:
+                centred[i, :width] = 0
 
 
 @inner

@@ -1,4 +1,4 @@
-"""The innermost loops of Gram matrices and distances: 4 x 4 pairs of rows in vector registers.
+"""The innermost loops of Gram matrices and distances: 4 rows widened, 4 x 4 pairs in registers.
 
 Written as LLVM vectors of 8 doubles with explicit fused multiply-adds, so the order of every sum is
 fixed here and not by a compiler's vectoriser: the bits are the same on every processor.
@@ -11,7 +11,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from wkernels.cpu.vectors import fetch
+from wkernels.cpu.row_sums import starts_of
+from wkernels.cpu.vectors import DOUBLE, FLOAT, STORED, TURN, Loop, fetch, lanes
+from wkernels.cpu.vectors import LANES as FLOAT_LANES
 
 SIDE = 4
 """Rows on each side of a tile: 16 accumulators and 8 operands fill 24 of 32 vector registers."""
@@ -107,3 +109,36 @@ tile_dot, tile_l2, tile_l1 = (_tile(op, _ALL) for op in ("dot", "l2", "l1"))
 
 tile_dot_upper = _tile("dot", [(row, column) for row, column in _ALL if row <= column])
 """For the rows with themselves: only the upper triangle of ``out``."""
+
+
+def _widen(name: str, based: bool):
+    @intrinsic
+    def widen(context, rows, first, n, base, out, out_row_bytes):
+        """``out[i] = row i``, less ``base`` if ``based``, for ``SIDE`` rows of one type.
+
+        ``n`` elements (a multiple of ``TURN``) from ``first`` on; ``rows`` points to the rows'
+        addresses, ``base`` and the difference are float32, ``out`` is float64.
+        """
+
+        def generate(context, builder, signature, args):
+            rows, first, n, base, out, out_row_bytes = args
+            starts = starts_of(builder, rows, first, name, SIDE)
+            outs = [builder.add(out, builder.mul(out_row_bytes, _INT(i))) for i in range(SIDE)]
+            loop = Loop(builder, n)
+            for k in range(TURN // FLOAT_LANES):
+                origin = loop.load(base, FLOAT, 4, k) if based else None
+                for start, place in zip(starts, outs, strict=True):
+                    value = loop.load_row(start, name, k)
+                    if origin is not None:
+                        value = builder.fsub(value, origin)
+                    loop.store(builder.fpext(value, lanes(DOUBLE)), place, DOUBLE, 8, k)
+            loop.end()
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 6), generate
+
+    return widen
+
+
+WIDENS = {(name, based): _widen(name, based) for name in STORED for based in (False, True)}
+"""A call for four rows, not one: their slices and types would cost as much as their elements."""
