@@ -1,4 +1,4 @@
-"""Checks and times every kernel on the GPU: ``python -m bench.gpu [--out DIR] [--quick]``.
+"""Checks and times every kernel on the GPU: ``python -m bench.gpu [--out DIR] [--quick|--trial]``.
 
 Writes ``DIR/<gpu-name>/report.json`` and ``report.md``, in under eight minutes: each part has its
 time, after which the rest of it is left out, and the report is written after every part. Exit
@@ -17,19 +17,36 @@ from typing import Any
 
 import torch
 
-from bench import gpu_cases, gpu_checks, gpu_goals, gpu_passes, gpu_report
-from bench.gpu_session import EventClock, Result, Session, Sizes, described
+from bench import (
+    gpu_cases,
+    gpu_checks,
+    gpu_elementwise,
+    gpu_goals,
+    gpu_passes,
+    gpu_report,
+    trial,
+)
+from bench.gpu_session import (
+    TRIAL,
+    EventClock,
+    Result,
+    Session,
+    Sizes,
+    StepClock,
+    described,
+)
 from bench.limits import Spread
 
 RESULTS = Path(__file__).parent / "results"
 
 PARTS: tuple[tuple[str, float, Callable[[Session], None]], ...] = (
-    ("weighted sums", 150, gpu_cases.weighted_sums),
+    ("weighted sums", 120, gpu_cases.weighted_sums),
     ("state dicts", 30, gpu_cases.state_dicts),
     ("row statistics", 20, gpu_cases.row_statistics),
     ("Gram matrices", 60, gpu_cases.grams),
     ("fast Gram matrices", 40, gpu_cases.fast_grams),
-    ("passes", 60, gpu_passes.passes),
+    ("methods that choose elements", 40, gpu_elementwise.choices),
+    ("passes", 50, gpu_passes.passes),
 )
 """What is timed, and the seconds that each may take before it leaves out the rest of itself."""
 CHECKS_SECONDS = 100
@@ -86,9 +103,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS, help="default: bench/results")
     parser.add_argument("--quick", action="store_true", help="smaller inputs, fewer repeats")
+    parser.add_argument(
+        "--trial", action="store_true",
+        help="without a GPU: all of it on tiny tensors in the interpreter, the report to stdout",
+    )  # fmt: skip
     arguments = parser.parse_args()
+    if arguments.trial:
+        return _trial()
     if not torch.cuda.is_available():
-        print("error: no GPU found: torch.cuda.is_available() is false", file=sys.stderr)
+        print(
+            "error: no GPU found: torch.cuda.is_available() is false; --trial does without one",
+            file=sys.stderr,
+        )
         return 1
     start = time.monotonic()
     device = torch.device("cuda", torch.cuda.current_device())
@@ -120,6 +146,14 @@ def main() -> int:
         print("error: a result was wrong: see the report", file=sys.stderr)
         return 1
     return 0
+
+
+def _trial() -> int:
+    trial.begin("bench.gpu")
+    session = Session(StepClock(), TRIAL, log=lambda text: print(text, file=sys.stderr))
+    data = run(session, lambda data: None)
+    print(gpu_report.as_markdown(data), end="")
+    return 0 if all_right(data) else 1
 
 
 def _stop(_signal: int, _frame: object) -> None:

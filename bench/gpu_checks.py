@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 import wkernels
-from bench import truth
+from bench import gpu_choices, truth
 from bench.gpu_session import Session, described
 from wkernels import dtypes, elementwise, reference
 
@@ -18,29 +18,37 @@ FEW_ROWS, TILE_OF_ROWS, TILES_OF_ROWS = 5, 12, 70
 """Numbers of rows that take different kernels."""
 
 
-def checks(device: torch.device, *, past_int32: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+def checks(
+    device: torch.device, *, past_int32: bool, smaller: int = 1
+) -> Iterator[tuple[str, Callable[[], None]]]:
     """Names, and functions that raise AssertionError if the device computes anything else.
 
     Each kernel at each type, but not each combination: every one is compiled first, for a second.
+    ``smaller`` divides the lengths of rows.
     """
+    short, n, long = 5_003 // smaller, 35_003 // smaller, 100_003 // smaller
     for dtype in FLOATS:
         for out_dtype in OUTPUTS:
-            shape = (21, 9, 2051) if dtype == out_dtype else (3, 2, 5003)
+            shape = (21, 9, short) if dtype == out_dtype else (3, 2, short)
             yield f"weighted sum, {dtype} to {out_dtype}", _mix(device, dtype, out_dtype, shape)
-        yield f"statistics, {dtype}", _statistics(device, dtype)
+        yield f"statistics, {dtype}", _statistics(device, dtype, n)
         often = dtype in (torch.float32, torch.bfloat16)
         for n_rows in (FEW_ROWS, TILE_OF_ROWS, *([40, TILES_OF_ROWS] if often else [])):
-            yield f"products, {n_rows} rows, {dtype}", _products(device, dtype, n_rows, full=often)
+            check = _products(device, dtype, n_rows, n, full=often)
+            yield f"products, {n_rows} rows, {dtype}", check
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         for n_models in (1, 3, 8, 40):
             name = f"bits of the CPU path, {n_models} models, {dtype}"
-            yield name, _bits(device, dtype, n_models)
+            yield name, _bits(device, dtype, n_models, long)
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn):
         for n_rows in (FEW_ROWS, 40, TILES_OF_ROWS, 200):
-            yield f"fast products, {n_rows} rows, {dtype}", _fast_products(device, dtype, n_rows)
-    yield "distances of near-duplicates", _close(device)
+            yield f"fast products, {n_rows} rows, {dtype}", _fast_products(device, dtype, n_rows, n)
+    yield "distances of near-duplicates", _close(device, 2 * long)
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        yield f"elementwise merge, {dtype}", _elementwise(device, dtype)
+        yield f"elementwise merge, {dtype}", _elementwise(device, dtype, long)
+        yield f"statistics of choices, {dtype}", gpu_choices.statistics(device, dtype, long)
+    for name in gpu_choices.RECIPES:
+        yield f"recipe, {name}", gpu_choices.recipe(device, name)
     yield "state dicts", _tensors(device)
     if past_int32:
         yield "more than 2**31 elements", _long(device)
@@ -48,7 +56,9 @@ def checks(device: torch.device, *, past_int32: bool) -> Iterator[tuple[str, Cal
 
 def run_all(session: Session, found: dict[str, str | None]) -> None:
     """For each check None, or what was wrong; none is started when the time is used up."""
-    for name, check in checks(session.device, past_int32=session.sizes.past_int32):
+    for name, check in checks(
+        session.device, past_int32=session.sizes.past_int32, smaller=session.sizes.checks_smaller
+    ):
         if session.late():
             found[name] = "left out: the time was used up"
             continue
@@ -78,9 +88,9 @@ def _mix(device, dtype, out_dtype, shape) -> Callable[[], None]:
     return check
 
 
-def _bits(device, dtype, n_models) -> Callable[[], None]:
+def _bits(device, dtype, n_models, n) -> Callable[[], None]:
     def check() -> None:
-        x = _rows(device, n_models, 100_003, dtype)
+        x = _rows(device, n_models, n, dtype)
         weights = torch.randn(3, n_models, generator=torch.Generator().manual_seed(2))
         for base in (None, x[0].flip(0)) if n_models == 3 else (None,):
             here = wkernels.weighted_sum(x, weights, base=base)
@@ -113,15 +123,15 @@ def _tensors(device) -> Callable[[], None]:
     return check
 
 
-def _products(device, dtype, n_rows, *, full) -> Callable[[], None]:
+def _products(device, dtype, n_rows, n, *, full) -> Callable[[], None]:
     def check() -> None:
-        x, other = _rows(device, n_rows, 35_003, dtype), _rows(device, 3, 35_003, dtype, seed=1)
+        x, other = _rows(device, n_rows, n, dtype), _rows(device, 3, n, dtype, seed=1)
         base = other[0]
         for columns in (None, other) if full else (None,):
             gram = wkernels.gram(x, base, other=columns)
             rows = _centred(x, base)
             others = rows if columns is None else _centred(columns, base)
-            allowed = 35_003 * torch.finfo(torch.float64).eps * (rows.abs() @ others.abs().T)
+            allowed = n * torch.finfo(torch.float64).eps * (rows.abs() @ others.abs().T)
             assert ((gram - rows @ others.T).abs() <= allowed).all(), "Gram"
             if columns is None:
                 assert torch.equal(gram, gram.T), "not symmetric"
@@ -136,10 +146,10 @@ def _products(device, dtype, n_rows, *, full) -> Callable[[], None]:
     return check
 
 
-def _fast_products(device, dtype, n_rows) -> Callable[[], None]:
+def _fast_products(device, dtype, n_rows, n) -> Callable[[], None]:
     def check() -> None:
-        x = _rows(device, n_rows, 35_003, dtype)
-        for base in (None, _rows(device, 1, 35_003, dtype, seed=1)[0]):
+        x = _rows(device, n_rows, n, dtype)
+        for base in (None, _rows(device, 1, n, dtype, seed=1)[0]):
             gram = wkernels.gram(x, base, fast=True)
             rows = torch.stack(x).double() if base is None else _centred(x, base)
             scale = rows.norm(dim=1)
@@ -149,18 +159,18 @@ def _fast_products(device, dtype, n_rows) -> Callable[[], None]:
     return check
 
 
-def _elementwise(device, dtype) -> Callable[[], None]:
+def _elementwise(device, dtype, n) -> Callable[[], None]:
     """Thresholds, draws, election and division: the bits of the CPU path."""
 
     def check() -> None:
-        x, base = _rows(device, 4, 100_003, dtype), _rows(device, 1, 100_003, dtype, seed=1)[0]
+        x, base = _rows(device, 4, n, dtype), _rows(device, 1, n, dtype, seed=1)[0]
         weights = np.array([[0.5, 0.25, -0.75, 1.5]])
         joint = elementwise.Joint(
             weights, weights, abs(weights), np.array([1.25]), elect="sum", divide=True
         )
         found = []
         for rows, origin in ((x, base), ([row.cpu() for row in x], base.cpu())):
-            bits, before = elementwise.largest(rows, [50_000, 1, 99_000, 20_000], base=origin)
+            bits, before = elementwise.largest(rows, [n // 2, 1, n - 3, n // 5], base=origin)
             mask = elementwise.no_mask(1, 4)._replace(keep=bits, keep_before=before)
             mask.chance[:], mask.key[:] = 0.75, np.arange(4)
             found.append(elementwise.joined(rows, mask, joint, base=origin).cpu())
@@ -169,10 +179,10 @@ def _elementwise(device, dtype) -> Callable[[], None]:
     return check
 
 
-def _close(device) -> Callable[[], None]:
+def _close(device, n) -> Callable[[], None]:
     def check() -> None:
-        base = _rows(device, 1, 200_003, torch.float32)[0]
-        steps = _rows(device, 6, 200_003, torch.float32, seed=1)
+        base = _rows(device, 1, n, torch.float32)[0]
+        steps = _rows(device, 6, n, torch.float32, seed=1)
         x = [base + 1e-3 * step for step in steps[:5]]
         x.append(x[0] + 1e-6 * steps[5])
         expected = reference.pairwise_distances(x)
@@ -189,9 +199,9 @@ def _centred(x: list[torch.Tensor], base: torch.Tensor) -> torch.Tensor:
     return torch.stack([(row.to(compute) - base.to(compute)).double() for row in x])
 
 
-def _statistics(device, dtype) -> Callable[[], None]:
+def _statistics(device, dtype, n) -> Callable[[], None]:
     def check() -> None:
-        x = _rows(device, 5, 35_003, dtype)
+        x = _rows(device, 5, n, dtype)
         base = x[1].clone()
         found, expected = wkernels.row_statistics(x, base), reference.row_statistics(x, base)
         for name, values in expected.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +22,21 @@ class Clock(Protocol):
     def seconds(self, run: Callable[[], object]) -> float: ...
 
     def synchronize(self) -> None: ...
+
+
+class StepClock:
+    """No clock: the first run took one second, the next two, and so on. For trials."""
+
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+        self._steps = itertools.count(1)
+
+    def seconds(self, run: Callable[[], object]) -> float:
+        run()
+        return float(next(self._steps))
+
+    def synchronize(self) -> None:
+        pass
 
 
 class EventClock:
@@ -81,6 +97,7 @@ class Sizes:
     calls: int = 1000
     repeats: int = 9
     past_int32: bool = True  # also check rows of more than 2**31 elements
+    checks_smaller: int = 1  # divides the lengths of rows that are checked
 
     @staticmethod
     def of(memory: int, *, quick: bool) -> Sizes:
@@ -94,6 +111,13 @@ class Sizes:
             repeats=5 if quick else 9,
             past_int32=large,
         )
+
+
+TRIAL = Sizes(
+    row_bytes=2048, gram_bytes=4096, link_bytes=4096, tensor_scale=256, gemm=32, float64_gemm=32,
+    calls=1, repeats=1, past_int32=False, stream_models=3, stream_bytes=40_000, checks_smaller=500,
+)  # fmt: skip
+"""For the interpreter."""
 
 
 class Session:

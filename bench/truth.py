@@ -47,7 +47,7 @@ def check_mixes(
     ``roundings``: how often the output's type rounds the sum; 1 unless a plain way does it oftener.
     """
     info = torch.finfo(out[0].dtype)
-    for part in _edges(len(out[0])):
+    for part in edges(len(out[0])):
         rows = reference.rows_in_float64([row[part] for row in x])
         origin = torch.zeros_like(rows[0]) if base is None else base[part].double()
         truth = origin + weights.double() @ (rows - origin)
@@ -94,6 +94,7 @@ def _in_blocks(
     return torch.stack(terms).sum(0)
 
 
-def _edges(n: int) -> Iterator[slice]:
+def edges(n: int) -> Iterator[slice]:
+    """The first, middle and last elements, of which checks look at every one."""
     for start in sorted({0, max(0, (n - EDGE) // 2), max(0, n - EDGE)}):
         yield slice(start, min(start + EDGE, n))

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 import triton
 
+from bench import trial as trial_run
 from bench import truth
-from bench.gpu_session import Clock, EventClock, described
+from bench.gpu_session import TRIAL, Clock, EventClock, StepClock, described
 from bench.limits import MiB, spread
 from wkernels import moments
 from wkernels.gpu import chips, products, statistics, weighted_sum
@@ -177,16 +178,30 @@ def _check(found: torch.Tensor, expected: torch.Tensor, *, exact: bool) -> None:
 
 def measured(
     clock: Clock, family: str, operations: tuple[str, ...], *, row_bytes: int, repeats: int,
-    log: Callable[[str], None],
+    log: Callable[[str], None], most: int | None = None,
 ) -> dict[str, dict]:  # fmt: skip
-    """The family's table, with what was measured in place of what was in use."""
+    """The family's table, with what was measured in place of what was in use.
+
+    Of each entry's candidates the first ``most`` are tried, if it is given.
+    """
     tables = {name: getattr(TABLES[family], name) for name in OPERATIONS}
     found = {name: dict(entries) for name, entries in tables.items()}
-    for trial in trials(clock.device, row_bytes, family):
-        if trial.operation in operations:
-            table = tables[trial.operation]
-            found[trial.operation][trial.key] = best(trial, table, clock, repeats, log)
+    for entry in trials(clock.device, row_bytes, family):
+        if entry.operation in operations:
+            del entry.candidates[most or len(entry.candidates) :]
+            table = tables[entry.operation]
+            found[entry.operation][entry.key] = best(entry, table, clock, repeats, log)
     return found
+
+
+def _trial(family: str, operations: tuple[str, ...]) -> int:
+    trial_run.begin("bench.tune")
+    found = measured(
+        StepClock(), family, operations, row_bytes=TRIAL.row_bytes, repeats=1, most=2,
+        log=lambda text: print(text, file=sys.stderr),
+    )  # fmt: skip
+    print(as_text(family, found, "a trial: nothing was measured"), end="")
+    return 0
 
 
 def main() -> int:
@@ -195,7 +210,14 @@ def main() -> int:
         "--operation", action="append", choices=OPERATIONS, help="may be repeated; default: all"
     )
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument(
+        "--trial", metavar="FAMILY", choices=FAMILIES,
+        help="without a GPU: few candidates, tiny and interpreted; not to be committed",
+    )  # fmt: skip
     arguments = parser.parse_args()
+    operations = tuple(arguments.operation or OPERATIONS)
+    if arguments.trial:
+        return _trial(arguments.trial, operations)
     if not torch.cuda.is_available():
         print("error: no GPU found: torch.cuda.is_available() is false", file=sys.stderr)
         return 1
@@ -203,7 +225,7 @@ def main() -> int:
     name, family = torch.cuda.get_device_name(device), chips.current().family
     memory = torch.cuda.get_device_properties(device).total_memory
     found = measured(
-        EventClock(device), family, tuple(arguments.operation or OPERATIONS),
+        EventClock(device), family, operations,
         row_bytes=min(256 * MiB, memory // 128), repeats=arguments.repeats,
         log=lambda text: print(text, file=sys.stderr),
     )  # fmt: skip

@@ -8,36 +8,15 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 
 from bench import gpu, gpu_cases, gpu_checks, gpu_goals, gpu_passes, gpu_report, truth
-from bench.gpu_session import Arm, Session, Sizes
+from bench.gpu_session import TRIAL, Arm, Session, Sizes, StepClock
 from bench.limits import Work
 from wkernels import arguments
-
-TINY = Sizes(
-    row_bytes=2048, gram_bytes=4096, link_bytes=4096, tensor_scale=256, gemm=32, float64_gemm=32,
-    calls=1, repeats=1, past_int32=False, stream_models=3, stream_bytes=40_000,
-)  # fmt: skip
-
-
-class StepClock:
-    """Says that the first run took one second, the next two, and so on."""
-
-    def __init__(self):
-        self.device = torch.device("cpu")
-        self.steps = count(1)
-
-    def seconds(self, run):
-        run()
-        return float(next(self.steps))
-
-    def synchronize(self):
-        pass
 
 
 @pytest.fixture
@@ -45,22 +24,20 @@ def session(monkeypatch):
     monkeypatch.setattr(arguments, "on_gpu", lambda rows: True)
     monkeypatch.setattr(truth, "PERIOD", 1000)
     monkeypatch.setattr(gpu_passes, "REPEATS", 1)
-    return Session(StepClock(), TINY, log=lambda text: None)
+    return Session(StepClock(), TRIAL, log=lambda text: None)
 
 
 def test_every_benchmark_runs_and_is_checked(session, monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        gpu_checks, "checks", lambda device, past_int32: [("nothing", lambda: None)]
-    )
+    monkeypatch.setattr(gpu_checks, "checks", lambda device, **sizes: [("nothing", lambda: None)])
     monkeypatch.setattr(gpu_cases, "llama_shapes", lambda scale: [(8, 4), (4,), (4, 4)])
     monkeypatch.setattr(gpu_cases, "GRAM_ROWS", (8, 20))
     monkeypatch.setattr(gpu_cases, "FAST_GRAM_ROWS", (8,))
     saved = []
     data = gpu.run(session, saved.append)
-    assert [len(one["benchmarks"]) for one in saved] == [0, 24, 25, 26, 28, 29, 32]
+    assert [len(one["benchmarks"]) for one in saved] == [0, 24, 25, 26, 28, 29, 35, 38]
     assert gpu.all_right(data), [result["notes"] for result in data["benchmarks"]]
     names = [result["name"] for result in data["benchmarks"]]
-    assert len(names) == len(set(names)) == 24 + 1 + 1 + 2 + 1 + 3
+    assert len(names) == len(set(names)) == 24 + 1 + 1 + 2 + 1 + 6 + 3
     for result in data["benchmarks"]:
         assert result["bytes"] > 0
         assert all(result["ratios"]["wkernels"].values())
@@ -80,21 +57,22 @@ def test_every_benchmark_runs_and_is_checked(session, monkeypatch, tmp_path):
 def test_checks_pass(monkeypatch, session):
     """A few of each kind: the interpreter is slow."""
     names = {}
-    for name, check in gpu_checks.checks(session.device, past_int32=True):
+    for name, check in gpu_checks.checks(session.device, past_int32=True, smaller=500):
         kind = name.split(",")[0]
         names.setdefault(kind, []).append((name, check))
     monkeypatch.setattr(
-        gpu_checks, "checks", lambda device, past_int32: [
-            names["weighted sum"][3], names["statistics"][3], names["state dicts"][0],
+        gpu_checks, "checks", lambda device, **sizes: [
+            names["weighted sum"][3], names["statistics"][3], names["elementwise merge"][1],
+            names["statistics of choices"][1], names["recipe"][0],
         ],
     )  # fmt: skip
     found = {}
     gpu_checks.run_all(session, found)
-    assert list(found.values()) == [None] * 3
+    assert list(found.values()) == [None] * 5
     assert {
         "products",
         "fast products",
-        "elementwise merge",
+        "state dicts",
         "bits of the CPU path",
         "more than 2**31 elements",
     } <= set(names)
@@ -119,7 +97,7 @@ def test_a_failed_check_is_reported(monkeypatch, session):
     def fail():
         raise AssertionError("wrong by 3 units")
 
-    monkeypatch.setattr(gpu_checks, "checks", lambda device, past_int32: [("sum", fail)])
+    monkeypatch.setattr(gpu_checks, "checks", lambda device, **sizes: [("sum", fail)])
     found = {}
     gpu_checks.run_all(session, found)
     assert found == {"sum": "AssertionError: wrong by 3 units"}
@@ -127,7 +105,7 @@ def test_a_failed_check_is_reported(monkeypatch, session):
 
 
 def test_ratios_are_formed_within_each_turn(session):
-    session.sizes = replace(TINY, repeats=2)
+    session.sizes = replace(TRIAL, repeats=2)
     session.limits["copy"] = Work(lambda: None, 200)
     arms = {"wkernels": Arm(lambda: None, lambda found: None)}
     result = session.measure("sum", arms, moved="nothing", n_bytes=100)
@@ -148,7 +126,7 @@ def test_what_is_late_is_left_out(session, monkeypatch):
 
 
 def test_checks_that_are_late_are_left_out(monkeypatch, session):
-    monkeypatch.setattr(gpu_checks, "checks", lambda device, past_int32: [("sum", lambda: None)])
+    monkeypatch.setattr(gpu_checks, "checks", lambda device, **sizes: [("sum", lambda: None)])
     session.begin(-1)
     found = {}
     gpu_checks.run_all(session, found)
@@ -159,7 +137,7 @@ def test_a_part_that_fails_is_reported_and_the_others_go_on(monkeypatch, session
     def fail(session):
         raise MemoryError("no room")
 
-    monkeypatch.setattr(gpu_checks, "checks", lambda device, past_int32: [])
+    monkeypatch.setattr(gpu_checks, "checks", lambda device, **sizes: [])
     monkeypatch.setattr(gpu_cases, "make_limits", lambda session: None)
     monkeypatch.setattr(gpu_cases, "call_overhead", lambda session: {})
     later = []

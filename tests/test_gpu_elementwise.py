@@ -31,7 +31,7 @@ def on_both(monkeypatch, operation):
 @pytest.mark.parametrize("dtype", [F32, BF16, F16, F64, E4M3], ids=str)
 @pytest.mark.parametrize("n", [1, 2503])
 def test_thresholds(monkeypatch, n, dtype):
-    monkeypatch.setattr(selection, "BLOCK", 1024)
+    monkeypatch.setattr(selection, "LENGTH", 1024)
     rows, base = make(3, n, dtype)
     for count in ([0, n // 2, n], [1, n // 3, n - 1]):
         for origin in (base, None):
@@ -43,8 +43,7 @@ def test_thresholds(monkeypatch, n, dtype):
             assert np.array_equal(here[1], there[1])
 
 
-def test_equal_magnitudes_over_several_chunks(monkeypatch):
-    monkeypatch.setattr(selection, "_CHUNK", 100)
+def test_equal_magnitudes_over_several_steps(monkeypatch):
     row = torch.tensor([1.0, -1.0] * 300)
     row[[3, 590]] = torch.tensor([2.0, 0.5])
     here, there = on_both(monkeypatch, lambda: elementwise.largest([row, row], [450, 7]))

@@ -2,7 +2,8 @@
 
 Rows, dtypes, devices and errors are those of ``wkernels.ops``; a row is one tensor, flattened.
 Which elements count is a ``masks.Mask``, and how those that count are joined a ``masks.Joint``,
-both for one segment (the whole row) here; ``wkernels.cpu`` takes many at once.
+both for one segment (the whole row) here; ``wkernels.cpu`` and ``wkernels.gpu`` take many at
+once.
 """
 
 from __future__ import annotations
@@ -59,13 +60,14 @@ def _largest_on_gpu(
 ) -> tuple[np.ndarray, np.ndarray]:
     from wkernels.gpu import selection as gpu
 
+    segments = whole(rows[0].numel())
     for shift, width in found.digits():
-        shape = (len(rows), 1 << width)
+        shape = (1, len(rows), 1 << width)
         table = torch.zeros(shape, dtype=torch.int64, device=rows[0].device)
-        gpu.digit_counts(rows, base, found.prefix[0], shift, width, table)
-        found.narrow(table.cpu().numpy()[None], width)
+        gpu.digit_counts(rows, base, segments, found.prefix, shift, width, table)
+        found.narrow(table.cpu().numpy(), width)
     bits, before = found.settle()
-    place = gpu.nth_equal(rows, base, bits[0], found.left[0])[None]
+    place = gpu.nth_equal(rows, base, segments, bits, found.left)
     return bits, np.where(place >= 0, place, before)
 
 
@@ -75,18 +77,19 @@ def kept_sums(x: Rows, mask: Mask, *, base: torch.Tensor | None = None) -> np.nd
     Returns float64 ``[n_models, 4]``; sums in float64, in blocks of a fixed size added in order.
     """
     rows, based = _inputs(x, base)
+    segments, firsts = whole(rows[0].numel()), np.zeros(1, np.int64)
     if arguments.on_gpu(rows):
-        raise ValueError(
-            "x: expected rows in host memory, got rows on a GPU; move them with .cpu()"
-        )
+        from wkernels.gpu import kept as gpu
+
+        sums = np.zeros((1, len(rows), gpu.N_SUMS))
+        gpu.kept_sums(rows, base, segments, firsts, mask, sums)
+        return sums[0]
     from wkernels import cpu
 
-    n = rows[0].numel()
     sums = np.zeros((1, len(rows), cpu.N_SUMS))
     cpu.kept_sums(
-        *_pointers(rows, based), whole(n), np.zeros(1, np.int64), mask, sums,
-        threads=torch.get_num_threads(),
-    )  # fmt: skip
+        *_pointers(rows, based), segments, firsts, mask, sums, threads=torch.get_num_threads()
+    )
     return sums[0]
 
 
@@ -112,17 +115,17 @@ def joined(
     if out is None:
         out = rows[0].new_empty(rows[0].numel(), dtype=output_dtype(rows))
     rows_of([out], "out", like=rows, types=dtypes.OUTPUTS)
+    segments, firsts = whole(rows[0].numel()), np.zeros(1, np.int64)
     if arguments.on_gpu(rows):
         from wkernels.gpu import consensus as gpu
 
-        gpu.joined(rows, base, mask, joint, out)
+        gpu.joined(rows, base, segments, firsts, mask, joint, out)
         return out
     from wkernels import cpu
 
-    n = rows[0].numel()
     cpu.joined(
-        *_pointers(rows, based), whole(n), np.zeros(1, np.int64), mask, joint,
-        pointers_to([out]), threads=torch.get_num_threads(),
+        *_pointers(rows, based), segments, firsts, mask, joint, pointers_to([out]),
+        threads=torch.get_num_threads(),
     )  # fmt: skip
     return out
 

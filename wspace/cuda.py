@@ -92,7 +92,7 @@ class Gpu:
         self, chunk: Chunk, weights: np.ndarray, copied: np.ndarray, *, based: bool,
         out: np.ndarray, out_starts: Sequence[int], out_names: Sequence[str],
     ) -> int:  # fmt: skip
-        rows, base = _rows(chunk, based)
+        rows, base = rows_of(chunk, based)
         types = [getattr(torch, name) for name in out_names]
         widths = [dtype.itemsize for dtype in types]
         table = torch.from_numpy(weights)
@@ -118,7 +118,7 @@ class Gpu:
     def products(
         self, op: str, chunk: Chunk, segments: np.ndarray, sums: np.ndarray, *, based: bool
     ) -> None:
-        rows, base = _rows(chunk, based)
+        rows, base = rows_of(chunk, based)
 
         def work() -> None:
             total = torch.from_numpy(sums).to(rows[0].device)
@@ -130,7 +130,7 @@ class Gpu:
     def row_moments(
         self, chunk: Chunk, segments: np.ndarray, sums: np.ndarray, *, based: bool
     ) -> None:
-        rows, _ = _rows(chunk, False)
+        rows, _ = rows_of(chunk, False)
 
         def work() -> None:
             total = torch.from_numpy(sums).to(rows[0].device)
@@ -140,7 +140,8 @@ class Gpu:
         self.pipeline.compute(work)
 
 
-def _rows(chunk: Chunk, based: bool) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+def rows_of(chunk: Chunk, based: bool) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    """A chunk's rows on the device, and the last of them as the base."""
     rows = []
     for start, name in zip(chunk.starts, chunk.names, strict=True):
         dtype = getattr(torch, name)

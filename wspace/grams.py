@@ -12,7 +12,7 @@ from wspace.devices import Device, device_named
 from wspace.errors import NonFiniteError
 from wspace.lora import rank_products
 from wspace.passes import TensorSums, sum_over_tensors
-from wspace.placement import choose, products_job
+from wspace.placement import choose, products_job, statistics_job
 from wspace.sizes import parse_bytes
 from wspace.stream import Chunk, Progress
 from wspace.zoo import Zoo, open_zoo
@@ -156,7 +156,7 @@ def statistics(
     progress: Progress | None = None,
 ) -> Statistics:
     """Norm, mean, max |x|, kurtosis, NaN/Inf count and share changed, of all models in one read."""
-    worker = device_named(device)
+    worker = device_named(choose(device, statistics_job(zoo)).name)
     n = len(zoo.checkpoints)
 
     def add(chunk: Chunk, segments: np.ndarray, sums: np.ndarray) -> None:

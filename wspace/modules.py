@@ -15,6 +15,7 @@ from wspace.errors import MisalignedZooError
 from wspace.grams import EXACT, Gram
 from wspace.jobs import output_dtype, plan_mixes, run_mixes
 from wspace.merging import needed
+from wspace.placement import choose, mixes_job
 from wspace.sizes import parse_bytes
 from wspace.storage.headers import KERNEL_NAMES
 from wspace.stream import Chunk, Progress, Stream, chunk_elements, plan_chunks
@@ -47,7 +48,7 @@ def mix_into(
     kinds = {str(target.dtype).removeprefix("torch.") for target in targets.values()}
     # rounded once where all tensors have one type
     dtype = kinds.pop() if len(kinds) == 1 else "float32"
-    worker = device_named(device)
+    worker = device_named(choose(device, mixes_job(zoo, len(chosen.rows), 1)).name)
     plans = plan_mixes(zoo, chosen, worker, parse_bytes(memory), dtype)
 
     def load(chunk: Chunk, buffer: np.ndarray, starts: Sequence[int], code: str) -> list[Future]:

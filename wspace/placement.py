@@ -21,6 +21,8 @@ CPU_BYTES = 12e9
 CPU_BYTES_AT_MOST = 300e9
 CPU_FLOPS = 30e9
 """Multiplications and additions a second, in float64, for each processor."""
+CPU_CHOICES = 1e9
+"""Elements a second that are looked at once to be counted, masked or joined, for each processor."""
 STARTING_SECONDS = 4.0
 """Of a GPU: importing torch, making a context, compiling kernels that are not in the cache."""
 LINK_BYTES = {"hopper": 50e9, "blackwell": 50e9}
@@ -35,6 +37,7 @@ class Job(NamedTuple):
     read: float  # bytes
     written: float = 0
     flops: float = 0
+    choices: float = 0  # elements of models, each time that one is looked at to be chosen
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ def products_job(zoo: Zoo, n_rows: int) -> Job:
         tensor.numel * sum(BITS[dtype] for dtype in tensor.dtypes) / 8 for tensor in zoo.tensors
     )
     return Job(read, flops=n_rows * (n_rows + 1) * zoo.numel)
+
+
+def statistics_job(zoo: Zoo) -> Job:
+    """Power sums of every row."""
+    return products_job(zoo, 0)._replace(flops=8 * zoo.numel * len(zoo.checkpoints))
 
 
 def mixes_job(zoo: Zoo, n_rows: int, n_mixes: int) -> Job:
@@ -90,12 +98,17 @@ def compare(job: Job, n_processors: int, gpu: Found | None) -> Choice:
 
 def seconds_on_cpu(job: Job, n_processors: int) -> float:
     memory = min(n_processors * CPU_BYTES, CPU_BYTES_AT_MOST)
-    return max((job.read + job.written) / memory, job.flops / (n_processors * CPU_FLOPS))
+    return max(
+        (job.read + job.written) / memory,
+        job.flops / (n_processors * CPU_FLOPS),
+        job.choices / (n_processors * CPU_CHOICES),
+    )
 
 
 def seconds_on_gpu(job: Job, family: str) -> float:
     link = LINK_BYTES.get(family, 22e9)
     flops = GPU_FLOPS.get(family, 0.8e12)
+    # choices are made at the rate of the device's memory, many times that of the link
     return STARTING_SECONDS + max(job.read / link, job.written / link, job.flops / flops)
 
 

@@ -37,20 +37,24 @@ class Group:
     spans: np.ndarray  # int64 [n_spans, 3]: segment, its first block here, and one past its last
 
 
+def cut(segments: np.ndarray, length: int = BLOCK) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Blocks of all segments, in order: the first element, the length and the segment of each."""
+    n_blocks = -(-(segments[:, 1] - segments[:, 0]) // length)
+    owners = np.repeat(np.arange(len(segments)), n_blocks)
+    place = np.arange(len(owners)) - np.repeat(np.cumsum(n_blocks) - n_blocks, n_blocks)
+    starts = segments[owners, 0] + place * length
+    return starts, np.minimum(segments[owners, 1] - starts, length), owners
+
+
 def groups(segments: np.ndarray, bytes_a_block: int) -> Iterator[Group]:
-    """The blocks of all segments, in order, as many at a time as one launch takes."""
-    lengths = segments[:, 1] - segments[:, 0]
-    n_blocks = -(-lengths // BLOCK)
-    segment = np.repeat(np.arange(len(segments)), n_blocks)
-    place = np.arange(n_blocks.sum()) - np.repeat(np.cumsum(n_blocks) - n_blocks, n_blocks)
-    starts = segments[segment, 0] + place * BLOCK
-    shorter = np.minimum(segments[segment, 1] - starts, BLOCK)
+    """The blocks of all segments, as many at a time as one launch takes."""
+    starts, lengths, owners = cut(segments)
     at_once = min(max(1, WORKSPACE_BYTES // bytes_a_block), GROUP_BLOCKS)
     for first in range(0, len(starts), at_once):
         here = slice(first, first + at_once)
-        touched, begin, count = np.unique(segment[here], return_index=True, return_counts=True)
+        touched, begin, count = np.unique(owners[here], return_index=True, return_counts=True)
         spans = np.stack([touched, begin, begin + count], axis=1)
-        yield Group(starts[here], shorter[here], spans.astype(np.int64))
+        yield Group(starts[here], lengths[here], spans.astype(np.int64))
 
 
 @dataclass(frozen=True)

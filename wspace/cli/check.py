@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from wspace.cli.options import add_format, add_work, note
+from wspace.cli.options import add_format, add_work, device_said, note
 from wspace.cli.tables import show
 from wspace.sizes import format_bytes
 from wspace.zoo import short_names
@@ -15,6 +15,7 @@ from wspace.zoo import short_names
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from wspace.placement import Choice
     from wspace.recipes import Cost, Output, Outputs, Plan, Problems
 
 SUMMARY = "what a recipe will do, from headers alone: numbers, bytes, memory, problems"
@@ -72,7 +73,8 @@ def run(options: argparse.Namespace) -> None:
         _run_json(options)
         return
     outputs = outputs_of(options, options.recipe)
-    total = outputs.cost(device=options.device, memory=options.memory)
+    device = device_said(options, _device_for(outputs, options.device))
+    total = outputs.cost(device=device, memory=options.memory)
     show(*_tables(outputs), options.format)
     for line in _summary(outputs, total, options.memory):
         if options.format == "table":
@@ -105,13 +107,20 @@ def _run_json(options: argparse.Namespace) -> None:
     patterns = {"include": options.include, "exclude": options.exclude}
     try:
         outputs = read_outputs(options.recipe, problems, **patterns)
-        total = outputs.cost(device=options.device, memory=options.memory)
+        device = _device_for(outputs, options.device).name
+        total = outputs.cost(device=device, memory=options.memory)
     except RecipeError as error:
         print(json.dumps(_found(problems, error.problems), indent=1, ensure_ascii=False))
         raise RecipeError(error.problems[-1:]) from None
     content = _found(problems, ()) | total._asdict()
     content["outputs"] = [_content(output) for output in outputs]
     print(json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def _device_for(outputs: Outputs, device: str) -> Choice:
+    from wspace.recipes import device_for
+
+    return device_for([output.plan for output in outputs], device)
 
 
 def _found(problems: Problems, errors) -> dict[str, Any]:

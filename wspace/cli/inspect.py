@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 
-from wspace.cli.options import add_format, add_work, add_zoo, note_zoo, progress_bar, zoo_of
+from wspace.cli.options import (
+    add_format,
+    add_work,
+    add_zoo,
+    device_of,
+    note_zoo,
+    progress_bar,
+    zoo_of,
+)
 from wspace.cli.tables import show
 from wspace.zoo import short_names
 
@@ -39,9 +47,11 @@ def run(options: argparse.Namespace) -> None:
         rows.append([name, len(checkpoint.files), *sizes, dtypes])
     if options.statistics:
         from wspace.grams import statistics
+        from wspace.placement import statistics_job
 
+        device = device_of(options, statistics_job(zoo))
         with progress_bar(options, "statistics") as progress:
-            found = statistics(zoo, device=options.device, memory=options.memory, progress=progress)
+            found = statistics(zoo, device=device, memory=options.memory, progress=progress)
         columns += ["norm", "mean", "max_abs", "kurtosis", "non_finite", "changed"]
         for k, row in enumerate(rows):
             row += [float(found.norm[k]), float(found.mean[k]), float(found.max_abs[k])]

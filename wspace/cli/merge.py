@@ -12,6 +12,7 @@ from wspace.cli.options import (
     add_work,
     add_zoo,
     device_of,
+    device_said,
     note,
     note_zoo,
     of_files,
@@ -129,21 +130,22 @@ def _run_recipe(options: argparse.Namespace) -> None:
     for name, given in said_there.items():
         if given:
             raise WspaceError(f"{name} does not go with a recipe, which says it itself")
-    from wspace.recipes import merge_outputs, places_of
+    from wspace.recipes import device_for, merge_outputs, places_of
 
     started = time.perf_counter()
     outputs = outputs_of(options, options.models[0])
     places = places_of(outputs, options.output)
+    device = device_said(options, device_for([o.plan for o in outputs], options.device))
     with progress_bar(options, "merge") as progress:
         merge_outputs(
-            outputs, places, max_shard_size=options.max_shard_size, device=options.device,
+            outputs, places, max_shard_size=options.max_shard_size, device=device,
             memory=options.memory, allow_non_finite=options.allow_non_finite, seed=options.seed,
             restart=options.restart, progress=progress,
             report=_print_report if options.report else None,
             note=lambda line: note(options, line),
         )  # fmt: skip
     seconds = time.perf_counter() - started
-    read = format_bytes(outputs.cost(device=options.device, memory=options.memory).read_bytes)
+    read = format_bytes(outputs.cost(device=device, memory=options.memory).read_bytes)
     note(options, f"made {len(outputs)} of {read} in {seconds:.1f} s")
     for place in places:
         print(place)

@@ -14,7 +14,7 @@ from wspace.errors import WspaceError
 from wspace.zoo import Zoo, open_zoo
 
 if TYPE_CHECKING:
-    from wspace.placement import Job
+    from wspace.placement import Choice, Job
     from wspace.stream import Progress
 
 
@@ -108,7 +108,11 @@ def device_of(options: argparse.Namespace, job: Job) -> str:
     """The device that a pass runs on; says why, where there was a choice."""
     from wspace.placement import choose
 
-    choice = choose(options.device, job)
+    return device_said(options, choose(options.device, job))
+
+
+def device_said(options: argparse.Namespace, choice: Choice) -> str:
+    """The device's name; says why it is that one, if there is a reason."""
     if choice.reason:
         note(options, f"note: {choice.reason}")
     return choice.name

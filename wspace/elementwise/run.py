@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wkernels import cpu
-from wspace.devices import Device, processors
+from wspace.devices import Device
 from wspace.elementwise.choices import ColumnSums, FisherMean, Pull
 from wspace.elementwise.columns import write_columns
+from wspace.elementwise.kernels import Out, kernels_of, worker_for
 from wspace.elementwise.sources import View, view_of
 from wspace.elementwise.statistics import Tables, draw_key
 from wspace.elementwise.work import Work, layout_of, passes_of
-from wspace.errors import CheckpointError, DeviceError, NonFiniteError
+from wspace.errors import CheckpointError, NonFiniteError
 from wspace.jobs import FileSink, finish
 from wspace.passes import describe_non_finite
 from wspace.profiling import PASS, stage
@@ -45,15 +45,10 @@ class Run:
     def __init__(
         self, work: Work, worker: Device, budget: int, allow_non_finite: bool = False
     ) -> None:
-        if worker.name != "cpu":
-            raise DeviceError(
-                f"device {worker.name!r}: methods that choose elements run on the CPU; leave "
-                "--device out"
-            )
-        self.work, self._worker = work, worker
+        self.work, self._worker = work, worker_for(work.choices, worker)
         self._allow = allow_non_finite
-        self._layout = layout_of(work, worker, budget)
-        self.threads = processors()
+        self._layout = layout_of(work, self._worker, budget)
+        self.kernels = kernels_of(self._worker)
 
     @property
     def nbytes(self) -> int:
@@ -86,7 +81,7 @@ class Run:
     def views(self, progress: Count) -> Iterator[View]:
         """All elements once, of several tensors at a time."""
         for chunk in self._stream(self._layout.plans, progress):
-            yield view_of(chunk, range(len(chunk.plan.pieces)))
+            yield self._view(chunk, range(len(chunk.plan.pieces)))
 
     def prepared(self, whole: Whole | None, progress: Count) -> Iterator[tuple[View, Tables]]:
         """All elements once, with the tables that say what becomes of them."""
@@ -135,11 +130,11 @@ class Run:
             tables = self._tables((plans[0].pieces[0].tensor,), whole)
 
             def source(plans=plans) -> Iterator[View]:
-                return (view_of(chunk, [0]) for chunk in self._stream(plans, progress))
+                return (self._view(chunk, [0]) for chunk in self._stream(plans, progress))
 
             tables.prepare(source, keep_scores=False)
             for chunk in self._stream(left, progress):
-                yield chunk, [(view_of(chunk, [0]), tables)]
+                yield chunk, [(self._view(chunk, [0]), tables)]
 
     def _stream(self, plans: Sequence[ChunkPlan], progress: Count) -> Iterator[Chunk]:
         if not plans:
@@ -164,7 +159,10 @@ class Run:
                 for start, dtype in zip(chunk.starts, dtypes, strict=True)
             )
             part = Chunk(ChunkPlan(moved, dtypes, n), chunk.buffer, starts)
-            yield view_of(part, range(len(pieces)))._replace(at=at)
+            yield self._view(part, range(len(pieces)))._replace(at=at)
+
+    def _view(self, chunk: Chunk, slots: Sequence[int]) -> View:
+        return view_of(chunk, slots, *self.kernels.rows(chunk))
 
     def _tables(self, tensors: Sequence[int], whole: Whole | None) -> Tables:
         work = self.work
@@ -176,42 +174,34 @@ class Run:
         wide = any(stored.record.dtype == "F64" for t in found for stored in t.stored)
         return Tables(
             work.choices[tensors[0]], [t.shape for t in found], keys, wide=wide,
-            threads=self.threads, thresholds=whole and whole.thresholds,
+            kernels=self.kernels, thresholds=whole and whole.thresholds,
             undecided=whole.undecided if whole else 1.0,
         )  # fmt: skip
 
     def _join(self, view: View, tables: Tables, buffer: np.ndarray) -> int:
         """Writes a view's elements to their place; returns how many are NaN or Inf."""
-        name = KERNEL_NAMES[self.work.dtype]
-        address = buffer.ctypes.data + view.at * BITS[self.work.dtype] // 8
-        out = cpu.Pointers.of([address], [name])
+        width = BITS[self.work.dtype] // 8
+        out = Out(
+            buffer[view.at * width : (view.at + view.n) * width], KERNEL_NAMES[self.work.dtype]
+        )
         join = tables.choice.join
         if isinstance(join, Pull):
-            reach = np.full(len(view.slots), join.reach)
-            return cpu.pulled(view.rows, view.base, view.segments, reach, out, threads=self.threads)
+            return self.kernels.pulled(view, join.reach, out)
         if isinstance(join, FisherMean):
             return self._mean(view, join, out)
         if isinstance(join, ColumnSums):
-            return write_columns(view, tables.columns, out, threads=self.threads)
+            return write_columns(view, tables.columns, out)
         assert tables.joint is not None
-        return cpu.joined(
-            view.rows, view.base, view.segments, view.firsts, tables.mask.of(view.slots),
-            tables.joint.of(view.slots), out, unbiased=join.rescale == "chances",
-            threads=self.threads, **tables.extra(view),
+        return self.kernels.joined(
+            view, tables.mask.of(view.slots), tables.joint.of(view.slots), out,
+            unbiased=join.rescale == "chances", **tables.extra(view),
         )  # fmt: skip
 
-    def _mean(self, view: View, join: FisherMean, out: cpu.Pointers) -> int:
+    def _mean(self, view: View, join: FisherMean, out: Out) -> int:
         """Raises CheckpointError where a diagonal is none."""
-        n, n_segments = len(join.weights), len(view.slots)
-        addresses = np.concatenate([view.rows.addresses, view.base.addresses])
-        codes = np.concatenate([view.rows.codes, view.base.codes])
-        rows = cpu.Pointers(addresses[:n], codes[:n])
-        diagonals = cpu.Pointers(addresses[n:], codes[n:])
-        wrong = np.zeros((n_segments, n), np.int64)
-        bad = cpu.precision_mean(
-            rows, diagonals, view.segments, np.tile(np.array(join.weights), (n_segments, 1)),
-            np.full(n_segments, join.floor), out, wrong, threads=self.threads,
-        )  # fmt: skip
+        n = len(join.weights)
+        wrong = np.zeros((len(view.slots), n), np.int64)
+        bad = self.kernels.precision_mean(view, join.weights, join.floor, out, wrong)
         for segment, row in np.argwhere(wrong)[:1]:
             tensor = self.work.zoo.tensors[view.tensors[segment]]
             checkpoint = self.work.zoo.checkpoints[n + row]

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from wkernels.cpu import Pointers
 from wspace.errors import BudgetError
-from wspace.storage.headers import KERNEL_NAMES
 from wspace.stream import CUT, Chunk, ChunkPlan, Piece
 from wspace.zoo import Zoo
 
@@ -77,25 +75,16 @@ def lay_out(
 
 
 class View(NamedTuple):
-    """Rows of a chunk as kernels take them, and which tensors they are runs of."""
+    """Rows of a chunk as a device's kernels take them, and which tensors they are runs of."""
 
-    rows: Pointers
-    base: Pointers
+    rows: Any
+    base: Any  # None: rows are no differences, but magnitudes
     segments: np.ndarray  # int64 [n_pieces, 2]
     firsts: np.ndarray  # int64 [n_pieces]: where each starts in its tensor
     slots: np.ndarray  # int [n_pieces]: the tensor's place in the tables
     tensors: tuple[int, ...]  # and in the zoo
     n: int
     at: int = 0  # elements before it in its chunk
-
-    def of_scores(self, scores: np.ndarray, copies: int = 1) -> View:
-        """The same places of a row of float32 scores."""
-        rows = Pointers.of([scores.ctypes.data] * copies, ["float32"] * copies)
-        return self._replace(rows=rows, base=Pointers.of([], []))
-
-    def repeated(self, copies: int) -> View:
-        rows = Pointers(np.tile(self.rows.addresses, copies), np.tile(self.rows.codes, copies))
-        return self._replace(rows=rows)
 
     def split(self, units: np.ndarray) -> View:
         """Pieces cut into runs of ``units[piece]`` elements."""
@@ -112,15 +101,12 @@ class View(NamedTuple):
         )  # fmt: skip
 
 
-def view_of(chunk: Chunk, slots: Sequence[int]) -> View:
-    """A chunk on the CPU, whose last row is the base."""
+def view_of(chunk: Chunk, slots: Sequence[int], rows: Any, base: Any) -> View:
+    """A chunk, of which the rows and the base are these."""
     pieces = chunk.plan.pieces
-    address = chunk.buffer.ctypes.data
-    names = [KERNEL_NAMES[dtype] for dtype in chunk.plan.dtypes]
-    rows = Pointers.of([address + start for start in chunk.starts], names)
     return View(
-        Pointers(rows.addresses[:-1], rows.codes[:-1]),
-        Pointers(rows.addresses[-1:], rows.codes[-1:]),
+        rows,
+        base,
         np.array([(p.at, p.at + p.stop - p.start) for p in pieces], np.int64).reshape(-1, 2),
         np.array([p.start for p in pieces], np.int64),
         np.array(slots, np.int64),

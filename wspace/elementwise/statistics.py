@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from wkernels import cpu
 from wkernels.masks import BEYOND, Joint, Mask, no_mask
 from wkernels.selection import ALL, Selection
 from wspace.elementwise.choices import (
@@ -23,8 +22,12 @@ from wspace.elementwise.choices import (
     Varied,
 )
 from wspace.elementwise.columns import column_factors
-from wspace.elementwise.scores import scores_of, unit_of
+from wspace.elementwise.kernels import Kernels
+from wspace.elementwise.scores import unit_of
 from wspace.elementwise.sources import Source, View
+
+N_SUMS = 4
+"""Of kernels' ``kept_sums``."""
 
 SMALL = 1e-7
 """A sum of magnitudes below which differences are not rescaled, as in mergekit."""
@@ -46,7 +49,7 @@ class Tables:
         keys: np.ndarray,
         *,
         wide: bool,
-        threads: int,
+        kernels: Kernels,
         thresholds: np.ndarray | None = None,
         undecided: float = 1.0,
     ) -> None:
@@ -54,13 +57,13 @@ class Tables:
 
         ``thresholds`` (bits, of each model) and ``undecided``: of whole models, if asked for.
         """
-        self.choice, self._shapes, self._threads = choice, shapes, threads
+        self.choice, self._shapes, self._kernels = choice, shapes, kernels
         self._wide = wide
         self.sizes = np.array([int(np.prod(shape)) for shape in shapes], np.int64)
         self.mask = no_mask(len(shapes), keys.shape[1])
         self.mask.key[:] = keys
         self._n = keys.shape[1]
-        self._scores: dict[int, np.ndarray] = {}
+        self._scored: tuple[Any, Any] = None, None  # the base of a view, and its scores
         self._thresholds, self._undecided = thresholds, undecided
         self.joint: Joint | None = None
         self.columns: list[np.ndarray] = []  # factors of each slot's, if the choice has any
@@ -75,9 +78,7 @@ class Tables:
         if isinstance(self.choice.join, Join):
             self.joint = self._joint(self.choice.join, source)
         elif isinstance(self.choice.join, ColumnSums):
-            self.columns = column_factors(
-                self.choice.join, source, self._shapes, threads=self._threads
-            )
+            self.columns = column_factors(self.choice.join, source, self._shapes)
 
     # the mask
 
@@ -93,7 +94,7 @@ class Tables:
             if dropped.any():
                 both = np.concatenate([taken, dropped], axis=1)
                 bits, before = self.largest(
-                    _mapped(source, lambda v: v.repeated(2)), both, wide=self._wide
+                    _mapped(source, lambda v: self._repeated(v, 2)), both, wide=self._wide
                 )
                 mask.drop[:], mask.drop_before[:] = bits[:, self._n :], before[:, self._n :]
                 bits, before = bits[:, : self._n], before[:, : self._n]
@@ -111,23 +112,23 @@ class Tables:
             self._choose_important(source)
 
     def _choose_varied(self, source: Source, share: float) -> None:
-        scored = _mapped(source, lambda view: view.of_scores(self._score(view)))
+        scored = _mapped(source, lambda view: self._of_scores(view))
         sums = self._sums(scored, no_mask(len(self.sizes), 1), ranked=False)
         # the product is taken in float32, as it decides the count
         counts = (np.float32(share) * sums[:, :, 3].astype(np.float32)).astype(np.int64)
         bits, before = self.largest(scored, counts, wide=False)
-        self.mask.keep[:], self.mask.keep_before[:] = self._of_scores(bits), before
+        self.mask.keep[:], self.mask.keep_before[:] = self._widened(bits), before
 
     def _choose_important(self, source: Source) -> None:
         places = [[n - int(share * (n - 1)) for share in (0.5, 0.75, 0.25)] for n in self.sizes]
-        scored = _mapped(source, lambda view: view.of_scores(self._score(view), 3))
+        scored = _mapped(source, lambda view: self._of_scores(view, 3))
         middle, upper, lower = self._values(scored, np.array(places, np.int64)).T
         threshold = middle + np.float32(1.5) * (upper - lower)
         bits = threshold.astype(np.float32).view(np.int32).astype(np.int64)
-        self.mask.keep[:] = self._of_scores(bits)[:, None]
+        self.mask.keep[:] = self._widened(bits)[:, None]
         self.mask.keep_before[:] = ALL
 
-    def _of_scores(self, bits: np.ndarray) -> np.ndarray:
+    def _widened(self, bits: np.ndarray) -> np.ndarray:
         """The bits of float32 scores, as those of the type that kernels compare them in."""
         if not self._wide:
             return bits
@@ -143,9 +144,7 @@ class Tables:
         bits, before = found.settle()
         for view in source() if found.left.any() else ():
             left = found.left[view.slots]
-            place = cpu.nth_equal(
-                view.rows, view.base, view.segments, bits[view.slots], left, threads=self._threads
-            )
+            place = self._kernels.nth_equal(view, bits[view.slots], left)
             before[view.slots] = np.where(
                 place >= 0, place + view.firsts[:, None], before[view.slots]
             )
@@ -166,11 +165,7 @@ class Tables:
         for shift, width in found.digits():
             table = np.zeros((*counts.shape, 1 << width), np.int64)
             for view in source():
-                part = np.zeros((len(view.slots), *table.shape[1:]), np.int64)
-                cpu.digit_counts(
-                    view.rows, view.base, view.segments, found.prefix[view.slots], shift, width,
-                    part, threads=self._threads,
-                )  # fmt: skip
+                part = self._kernels.digit_counts(view, found.prefix[view.slots], shift, width)
                 np.add.at(table, view.slots, part)
             found.narrow(table, width)
         return found
@@ -181,40 +176,40 @@ class Tables:
         """What a mask of this choice needs besides its tables, as arguments of the kernels."""
         keep = self.choice.keep
         if isinstance(keep, Ranked):
-            chances = self._score(view)
-            n = len(chances)
-            addresses = [chances[i].ctypes.data for i in range(n)]
-            return {"chances": cpu.Pointers.of(addresses, ["float32"] * n)}
+            return {"chances": self._score(view)}
         if (isinstance(keep, Varied) and keep.share < 1) or isinstance(keep, Important):
-            scores = self._score(view)
-            return {"scores": cpu.Pointers.of([scores.ctypes.data], ["float32"])}
+            return {"scores": self._score(view)}
         return {}
 
-    def _score(self, view: View) -> np.ndarray:
-        key = int(view.base.addresses[0])
-        if self._keep_scores and key in self._scores:
-            return self._scores[key]
-        scores = scores_of(self.choice.keep, view, self._shapes, threads=self._threads)
-        self._scores = {key: scores}  # lives as long as kernels have its address
+    def _score(self, view: View) -> Any:
+        base, scores = self._scored
+        if not self._keep_scores or base is not view.base:
+            scores = self._kernels.scores(self.choice.keep, view, self._shapes)
+            self._scored = view.base, scores  # live as long as kernels have their address
         return scores
+
+    def _of_scores(self, view: View, copies: int = 1) -> View:
+        """The same places of a row of scores."""
+        rows = self._kernels.of_scores(self._score(view), copies)
+        return view._replace(rows=rows, base=None)
+
+    def _repeated(self, view: View, copies: int) -> View:
+        return view._replace(rows=self._kernels.repeated(view.rows, copies))
 
     # the joint
 
     def _sums(self, source: Source, mask: Mask, *, ranked: bool) -> np.ndarray:
         """``kept_sums`` of each slot, float64 ``[slots, rows, 4]``."""
-        sums = np.zeros((len(self.sizes), mask.keep.shape[1], cpu.N_SUMS))
+        sums = np.zeros((len(self.sizes), mask.keep.shape[1], N_SUMS))
         for view in source():
-            extra = self.extra(view) if view.base.addresses.size else {}
+            extra = {} if view.base is None else self.extra(view)
             if ranked:  # cut at rows: their sums have the same bits wherever a chunk ends
                 units = np.array([unit_of(self.choice, self._shapes[s]) for s in view.slots])
                 view = view.split(units)
                 part = np.zeros((len(view.slots), *sums.shape[1:]))
             else:
                 part = sums[view.slots]
-            cpu.kept_sums(
-                view.rows, view.base, view.segments, view.firsts, mask.of(view.slots), part,
-                threads=self._threads, **extra,
-            )  # fmt: skip
+            self._kernels.kept_sums(view, mask.of(view.slots), part, **extra)
             if ranked:
                 np.add.at(sums, view.slots, part)
             else:
@@ -261,11 +256,7 @@ class Tables:
     def _lone(self, source: Source, r: float, alpha: float, epsilon: float) -> np.ndarray:
         counts = np.zeros((len(self.sizes), self._n, 2), np.int64)
         for view in source():
-            part = np.zeros((len(view.slots), self._n, 2), np.int64)
-            cpu.agreements(
-                view.rows, view.base, view.segments, view.firsts, self.mask.of(view.slots), part,
-                threads=self._threads,
-            )  # fmt: skip
+            part = self._kernels.agreements(view, self.mask.of(view.slots))
             np.add.at(counts, view.slots, part)
         shared, unique = counts[:, :, 0], counts[:, :, 1]
         return 1 + r * np.clip(shared / np.maximum(unique, epsilon), 0, alpha)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wkernels import cpu
 from wkernels.masks import NOTHING
 from wkernels.selection import Selection
 from wspace.elementwise.run import Count, Run, Whole
@@ -27,13 +26,8 @@ def whole_of(runs: Sequence[Run], densities: Sequence[float], progress: Count) -
         table = np.zeros((1, len(densities), 1 << width), np.int64)
         for run in runs:
             for view in run.views(progress):
-                part = np.zeros((len(view.slots), *table.shape[1:]), np.int64)
                 prefix = np.repeat(found.prefix, len(view.slots), axis=0)
-                cpu.digit_counts(
-                    view.rows, view.base, view.segments, prefix, shift, width, part,
-                    threads=run.threads,
-                )  # fmt: skip
-                table[0] += part.sum(axis=0)
+                table[0] += run.kernels.digit_counts(view, prefix, shift, width).sum(axis=0)
         found.narrow(table, width)
     bits = np.where(found.all, NOTHING, found.prefix)[0]
     whole = Whole(bits, 1.0)
@@ -41,11 +35,6 @@ def whole_of(runs: Sequence[Run], densities: Sequence[float], progress: Count) -
     for run in runs:
         for view, tables in run.prepared(whole, progress):
             assert tables.joint is not None
-            signs = np.zeros(len(view.slots))
-            cpu.joined(
-                view.rows, view.base, view.segments, view.firsts, tables.mask.of(view.slots),
-                tables.joint.of(view.slots), cpu.Pointers.of([], []), balance=signs,
-                threads=run.threads,
-            )  # fmt: skip
-            balance += float(signs.sum())
+            mask, joint = tables.mask.of(view.slots), tables.joint.of(view.slots)
+            balance += run.kernels.balance(view, mask, joint)
     return whole._replace(undecided=float(np.sign(balance)))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from wspace.devices import Device
 from wspace.elementwise.choices import Choice, ColumnSums, Drawn, FisherMean, Largest, Pull, Ranked
 from wspace.elementwise.columns import held_bytes
+from wspace.elementwise.kernels import worker_for
 from wspace.elementwise.scores import unit_of
 from wspace.elementwise.sources import Layout, lay_out
 from wspace.storage.headers import BITS
@@ -44,6 +45,7 @@ class Cost(NamedTuple):
 
 def cost_of(work: Work, worker: Device, budget: int) -> Cost:
     """What a work costs. Raises BudgetError."""
+    worker = worker_for(work.choices, worker)
     layout = layout_of(work, worker, budget)
     zoo = work.zoo
     read = {k: sum(s.read_bytes for s in tensor.stored) for k, tensor in enumerate(zoo.tensors)}
@@ -53,7 +55,7 @@ def cost_of(work: Work, worker: Device, budget: int) -> Cost:
     plans = layout.plans
     width = BITS[work.dtype] // 8
     held = max((SLOTS * plan.nbytes + OUTPUTS * width * plan.n for plan in plans), default=0)
-    scores = _score_bytes(work)
+    scores = _extra_bytes(work, worker)
     scores *= max((plan.n for plan in plans), default=0)
     return Cost(sum(read.values()), held + scores)
 
@@ -63,7 +65,7 @@ def layout_of(work: Work, worker: Device, budget: int) -> Layout:
     zoo, n_models = work.zoo, len(work.zoo)
     tables = 3 * 8 * 2048 * 2 * n_models  # of a tensor, while digits are counted
     most = int(max(1, min(MOST, budget // 8 // tables)))
-    scores = _score_bytes(work)
+    scores = _extra_bytes(work, worker)
     room = budget - most * tables - derived_workspace(t.stored for t in zoo.tensors)
     out_bytes = BITS[work.dtype] // 8
     choice_of = {
@@ -83,11 +85,17 @@ def layout_of(work: Work, worker: Device, budget: int) -> Layout:
     return lay_out(zoo, work.rows, fitting, target, unit, most)
 
 
-def _score_bytes(work: Work) -> int:
+def _extra_bytes(work: Work, worker: Device) -> int:
     """Held for each element beside the buffers, at most."""
+    converted = 0
+    if worker.name != "cpu":  # where kernels have all models in one type
+        groups = {tensor.dtypes for tensor in work.zoo.tensors}
+        mixed = [dtypes for dtypes in groups if len(set(dtypes[:-1])) > 1]
+        converted = max((8 if "F64" in dtypes else 4 for dtypes in mixed), default=0)
     tensors = zip(work.choices, work.zoo.tensors, strict=True)
     pairs = {(choice, tensor.shape) for choice, tensor in tensors if tensor.numel}
-    return max((_score_bytes_of(*pair, len(work.zoo)) for pair in pairs), default=0)
+    scores = max((_score_bytes_of(*pair, len(work.zoo)) for pair in pairs), default=0)
+    return scores + converted * len(work.zoo)
 
 
 def _score_bytes_of(choice: Choice, shape: tuple[int, ...], n_models: int) -> int:

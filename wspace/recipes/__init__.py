@@ -8,6 +8,7 @@ else; mergekit rounds inputs to ``dtype`` when it loads them.
 """
 
 from wspace.recipes.costs import Cost, cost
+from wspace.recipes.devices import device_for
 from wspace.recipes.grammar import Recipe, parse_recipe
 from wspace.recipes.outputs import (
     Output,
@@ -30,6 +31,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "cost",
+    "device_for",
     "merge_outputs",
     "merge_recipe",
     "merge_recipes",

@@ -15,6 +15,7 @@ from wspace.devices import device_named
 from wspace.merging import copy_equal
 from wspace.recipes.card import RECIPE, model_card
 from wspace.recipes.chosen import ChosenTensors
+from wspace.recipes.devices import device_for
 from wspace.recipes.mixed import MixedTensors
 from wspace.recipes.parts import copies_of
 from wspace.recipes.plan import Plan
@@ -60,7 +61,8 @@ def merge_recipes(
     beside it in ``report.json``.
     """
     paths = [Path(out) for out in outs]
-    worker, budget = device_named(device), parse_bytes(memory)
+    worker = device_named(device_for(plans, device).name)
+    budget = parse_bytes(memory)
     for plan, path in zip(plans, paths, strict=True):
         check_output(path, plan.checkpoints)
     check_space(paths, sum(plan.nbytes for plan in plans))
@@ -68,7 +70,7 @@ def merge_recipes(
         NewCheckpoint(
             path,
             [OutputTensor(t.name, t.dtype, t.shape) for t in plan.tensors],
-            job_of(plan, seed=seed, max_shard_size=max_shard_size, device=device),
+            job_of(plan, seed=seed, max_shard_size=max_shard_size, device=worker.name),
             parse_bytes(max_shard_size),
         )
         for plan, path in zip(plans, paths, strict=True)

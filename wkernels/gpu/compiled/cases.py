@@ -9,7 +9,16 @@ import numpy as np
 import torch
 
 from wkernels import masks, moments
-from wkernels.gpu import consensus, products, selection, statistics, weighted_sum
+from wkernels.gpu import (
+    consensus,
+    kept,
+    means,
+    products,
+    scores,
+    selection,
+    statistics,
+    weighted_sum,
+)  # fmt: skip
 
 N = 4096
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
@@ -51,20 +60,65 @@ def _statistics(dtype, base=None):
     statistics.launch(_rows(3, dtype), origin, np.array([[0, N]]), sums)
 
 
-def _count(width, shift, dtype, base=None):
-    rows, counts = _rows(3, dtype), torch.zeros((3, 1 << width), dtype=torch.int64)
+def _based(n_rows, dtype, base):
+    """Rows, a base or none, and their one segment."""
     origin = None if base is None else torch.zeros(N, dtype=base)
-    selection.digit_counts(rows, origin, np.zeros(3, np.int64), shift, width, counts)
+    return _rows(n_rows, dtype), origin, np.array([[0, N]])
 
 
-def _join(n_rows, dtype, *, elect="sum", drawn=False):
-    table = np.ones((1, n_rows))
-    joint = masks.Joint(table, table, table, np.ones(1), elect=elect, divide=True)
+def _count(width, shift, dtype, base=None):
+    counts = torch.zeros((1, 3, 1 << width), dtype=torch.int64)
+    selection.digit_counts(*_based(3, dtype, base), np.zeros((1, 3)), shift, width, counts)
+
+
+def _nth_equal(dtype, base=None):
+    selection.nth_equal(*_based(3, dtype, base), np.zeros((1, 3), np.int64), np.ones((1, 3), int))
+
+
+def _mask(n_rows, drawn):
     mask = masks.no_mask(1, n_rows)
     if drawn:
         mask.chance[:] = 0.5
-    base = torch.zeros(N, dtype=dtype)
-    consensus.joined(_rows(n_rows, dtype), base, mask, joint, torch.zeros_like(base))
+    return mask
+
+
+def _kept(dtype, base=None, *, drawn=False):
+    sums = np.zeros((1, 3, kept.N_SUMS))
+    kept.kept_sums(*_based(3, dtype, base), np.zeros(1, int), _mask(3, drawn), sums)
+
+
+def _agreements(dtype, base=None):
+    counts = np.zeros((1, 8, 2), np.int64)
+    kept.agreements(*_based(8, dtype, base), np.zeros(1, int), _mask(8, False), counts)
+
+
+def _join(n_rows, dtype, *, elect="sum", drawn=False, lone=False, scored=False):
+    table = np.ones((1, n_rows))
+    joint = masks.Joint(
+        table, table, table, np.ones(1), elect=elect, divide=True, lone=table if lone else None
+    )
+    consensus.joined(
+        *_based(n_rows, dtype, dtype), np.zeros(1, int), _mask(n_rows, drawn), joint,
+        torch.zeros(N, dtype=dtype), scores=torch.zeros(N) if scored else None,
+    )  # fmt: skip
+
+
+def _variances(dtype):
+    rows, base, _ = _based(8, dtype, dtype)
+    scores.variances(rows, base, torch.zeros(N))
+
+
+def _pull(dtype):
+    (row,), base, segments = _based(1, dtype, dtype)
+    scores.pulled(row, base, segments, np.ones(1), torch.zeros(N, dtype=dtype))
+
+
+def _precision_mean(dtype, precision):
+    tables = np.ones((1, 4)), np.zeros(1)
+    means.precision_mean(
+        _rows(4, dtype), _rows(4, precision), np.array([[0, N]]), *tables,
+        torch.zeros(N, dtype=dtype), np.zeros((1, 4), np.int64),
+    )  # fmt: skip
 
 
 CASES: dict[str, Callable[[], None]] = {
@@ -116,7 +170,21 @@ CASES: dict[str, Callable[[], None]] = {
     "digits bf16, base": partial(_count, 11, 20, BF16, BF16),
     "digits float32": partial(_count, 10, 10, F32),
     "digits float64, base": partial(_count, 11, 52, F64, F64),
+    "places bf16, base": partial(_nth_equal, BF16, BF16),
+    "places float32": partial(_nth_equal, F32),
+    "kept sums bf16, base": partial(_kept, BF16, BF16),
+    "kept sums float32, base, drawn": partial(_kept, F32, F32, drawn=True),
+    "kept sums float64": partial(_kept, F64),
+    "agreements bf16, base": partial(_agreements, BF16, BF16),
+    "variances bf16, base": partial(_variances, BF16),
+    "variances float32, base": partial(_variances, F32),
+    "pull bf16": partial(_pull, BF16),
+    "pull float32": partial(_pull, F32),
+    "precision mean bf16, float32": partial(_precision_mean, BF16, F32),
+    "precision mean float32": partial(_precision_mean, F32, F32),
     "join bf16, elected": partial(_join, 8, BF16),
+    "join bf16, elected, lone": partial(_join, 8, BF16, lone=True),
+    "join bf16, elected, scored": partial(_join, 8, BF16, scored=True),
     "join bf16, drawn": partial(_join, 8, BF16, elect="none", drawn=True),
     "join float32, signs, drawn": partial(_join, 8, F32, elect="signs", drawn=True),
     "join float64, elected": partial(_join, 8, F64),

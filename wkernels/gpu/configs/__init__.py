@@ -83,7 +83,8 @@ def products(
         # 36 running sums and 8 rows in float64: with more than 4 elements a thread they spill, so
         # 16-bit rows are read 8 bytes at a time
         return Products(False, 8, min(vector, 4) * lanes * 4, 4, stages=1, one_sided=True)
-    return Products(False, 4, vector * lanes * 4, 4, stages=1, one_sided=False)
+    # 16 elements of float8 a thread would spill
+    return Products(False, 4, min(vector, 8) * lanes * 4, 4, stages=1, one_sided=False)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,197 @@
+"""Methods that choose elements on a device with its own memory: the bits are the CPU's.
+
+The device is host memory and threads (``tests.host_accelerator``), and kernels are interpreted.
+"""
+
+import math
+
+import pytest
+import torch
+
+from tests.host_accelerator import HostAccelerator
+from tests.recipes import plan
+from tests.zoos import save
+from wspace import cuda, pipeline, placement
+from wspace.cli.main import main
+from wspace.cuda import Gpu
+from wspace.devices import device_named
+from wspace.elementwise.choices import Largest
+from wspace.elementwise.kernels import OnCpu, why_on_cpu, worker_for
+from wspace.elementwise.run import Run
+from wspace.elementwise.work import layout_of
+from wspace.placement import Choice
+from wspace.recipes import merge_recipe
+from wspace.recipes.chosen import works_of
+from wspace.recipes.devices import device_for, job_of
+from wspace.stream import CUT
+
+SHAPES = {"a.weight": (30, 41), "b.weight": (7,), "c.weight": (3, 70)}
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    root = tmp_path_factory.mktemp("chosen")
+    write(root, SHAPES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        yield root
+
+
+def write(root, shapes):
+    """A base, three models in two types, and Fisher diagonals of each."""
+    generator = torch.Generator().manual_seed(0)
+    base = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    for k in range(4):
+        model = {
+            name: t + 0.1 * k * torch.randn(t.shape, generator=generator)
+            for name, t in base.items()
+        }
+        for kind, dtype in (("full", torch.float32), ("half", torch.bfloat16)):
+            folder = root / kind / (f"m{k - 1}" if k else "base")
+            save(folder, {name: tensor.to(dtype) for name, tensor in model.items()})
+        save(root / f"fisher{k - 1}", {name: t.square() for name, t in model.items()})
+
+
+@pytest.fixture
+def accelerators(monkeypatch):
+    made = []
+
+    def make(name):
+        made.append(HostAccelerator(seed=len(made)))
+        return made[-1]
+
+    monkeypatch.setattr(cuda, "Cuda", make)
+    monkeypatch.setattr(pipeline, "SLICE", 512)
+    return made
+
+
+def recipe(method, own="weight: 0.7", parameters="", zoo="half", n=3):
+    kinds = [zoo] * n if zoo != "mixed" else ["half", "full", "half"][:n]
+    lines = [f"merge_method: {method}", "models:"]
+    if method != "fisher":
+        lines.insert(1, f"base_model: {kinds[0]}/base")
+    for k, kind in enumerate(kinds):
+        diagonals = f"fisher: fisher{k}, " if method == "fisher" else ""
+        lines.append(f"  - {{model: {kind}/m{k}, {diagonals}parameters: {{{own}}}}}")
+    return "\n".join([*lines, f"parameters: {{{parameters}}}"]) + "\n"
+
+
+RECIPES = {
+    "ties": recipe("ties", "weight: 0.7, density: 0.3"),
+    "ties, float32": recipe("ties", "weight: 0.7, density: 0.3", "lambda: 1.5", "full"),
+    "ties, two types": recipe("ties", "weight: 0.7, density: 0.5", zoo="mixed"),
+    "dare": recipe("dare_ties", "weight: 0.4, density: 0.6", "rescale: true"),
+    "breadcrumbs": recipe("breadcrumbs_ties", "weight: 0.7, density: 0.6, gamma: 0.1"),
+    "sce": recipe("sce", "", "select_topk: 0.4"),
+    "ram": recipe("ramplus_tl", ""),
+    "nearswap": recipe("nearswap", "", "t: 0.01", n=1),
+    "fisher": recipe("fisher", "weight: 0.5"),
+}
+
+
+def files(path):
+    return {file.name: file.read_bytes() for file in sorted(path.glob("*.safetensors"))}
+
+
+def merged(text, out, device, **options):
+    merge_recipe(plan(text)[0], out, device=device, **options)
+    return files(out)
+
+
+@pytest.mark.parametrize("text", RECIPES.values(), ids=RECIPES)
+def test_a_recipe_has_the_bits_of_the_cpus(zoo, accelerators, tmp_path, text):
+    expected = merged(text, tmp_path / "cpu", "cpu")
+    assert merged(text, tmp_path / "cuda", "cuda") == expected
+    assert any(accelerator.spans for accelerator in accelerators)  # one was used
+    base = {file.name: file.read_bytes() for file in (zoo / "half" / "base").glob("*.safetensors")}
+    assert expected != base
+
+
+def test_thresholds_of_whole_models(zoo, accelerators, tmp_path):
+    text = recipe("ties/paper", "density: 0.3", "lambda: 1.5")
+    (work,) = works_of(plan(text)[0])
+    assert isinstance(work.choices[0].keep, Largest)
+    assert work.choices[0].keep.whole
+    expected = merged(text, tmp_path / "cpu", "cpu")
+    assert merged(text, tmp_path / "cuda", "cuda") == expected
+
+
+def test_a_tensor_that_does_not_fit_is_read_in_pieces(accelerators, tmp_path, monkeypatch):
+    write(tmp_path, {"a.weight": (CUT + 30,)})
+    monkeypatch.chdir(tmp_path)
+    text = recipe("ties", "weight: 0.7, density: 0.3", n=2)
+    expected = merged(text, tmp_path / "cpu", "cpu")
+    memory = 900_000
+    (work,) = works_of(plan(text)[0])
+    assert len(layout_of(work, device_named("cuda"), memory).cut) == 1
+    assert merged(text, tmp_path / "cuda", "cuda", memory=memory) == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "own", "parameters", "n"),
+    [
+        ("della", "weight: 0.7, density: 0.5, epsilon: 0.1", "", 3),
+        ("arcee_fusion", "", "", 1),
+    ],
+)
+def test_what_has_no_kernels_for_a_gpu_runs_on_the_cpu(
+    zoo, accelerators, tmp_path, method, own, parameters, n
+):
+    text = recipe(method, own, parameters, n=n)
+    (work,) = works_of(plan(text)[0])
+    assert why_on_cpu(work.choices) is not None
+    assert isinstance(Run(work, device_named("cuda"), 1 << 30).kernels, OnCpu)
+    assert merged(text, tmp_path / "cuda", "cuda") == merged(text, tmp_path / "cpu", "cpu")
+
+
+def test_of_several_gpus_the_first_chooses_elements(zoo, accelerators):
+    (work,) = works_of(plan(RECIPES["ties"])[0])
+    device = device_named("cuda:1,cuda:0")
+    chosen = worker_for(work.choices, device)
+    assert isinstance(chosen, Gpu)
+    assert chosen.name == "cuda:1"
+
+
+H200 = placement.Found("NVIDIA H200", "hopper")
+
+
+def test_where_a_recipe_runs_is_estimated_and_said(zoo, monkeypatch):
+    ties, della, linear = (
+        plan(text)[0]
+        for text in (
+            RECIPES["ties"],
+            recipe("della", "weight: 0.7, density: 0.5"),
+            recipe("task_arithmetic"),
+        )
+    )
+    numel = sum(math.prod(shape) for shape in SHAPES.values())
+    job = job_of([ties])
+    assert (job.read, job.written) == (8 * numel, 2 * numel)
+    assert job.flops == 0
+    assert job.choices >= 4 * 5 * numel  # three digits, the places and the output
+    assert device_for([ties], "auto") == Choice("cpu")  # no GPU: nothing to choose
+    monkeypatch.setattr(placement, "_may_have_gpu", lambda: True)
+    monkeypatch.setattr(placement, "_found", lambda: H200)
+    few = device_for([ties, linear], "auto")
+    assert few.name == "cpu"
+    assert str(few.reason).startswith("device cpu: estimated 0.0 s")
+    monkeypatch.setattr(placement, "STARTING_SECONDS", 0)
+    assert device_for([ties], "auto").name == "cuda"
+    assert device_for([ties], "cuda:1") == Choice("cuda:1")
+    line_by_line = "in della elements are ranked line by line, which only the CPU does"
+    assert device_for([linear, della], "auto") == Choice("cpu", f"device cpu: {line_by_line}")
+    asked = device_for([linear, della], "cuda")
+    assert asked.name == "cuda"
+    assert str(asked.reason).startswith("device cpu for the tensors of della, in which elements")
+
+
+def test_the_command_line_says_what_runs_on_the_cpu(zoo, accelerators, tmp_path, capsys):
+    path = tmp_path / "della.yml"
+    path.write_text(recipe("della", "weight: 0.7, density: 0.5"))
+    for device in ("cpu", "cuda"):
+        arguments = ["merge", str(path), "-o", str(tmp_path / device), "--device", device]
+        assert main(arguments) == 0
+        said = capsys.readouterr().err
+        assert ("device cpu for the tensors of della" in said) == (device == "cuda")
+        assert said.count("note: device") == (device == "cuda")
+    assert files(tmp_path / "cpu") == files(tmp_path / "cuda")

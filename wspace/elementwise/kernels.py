@@ -1,0 +1,227 @@
+"""The kernels of methods that choose elements, on a device's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from wkernels import cpu
+from wkernels.masks import Joint, Mask
+from wspace.devices import Cpu, Device, processors
+from wspace.elementwise.choices import Choice, ColumnSums, Important, Keep, Ranked
+from wspace.elementwise.scores import scores_of
+from wspace.elementwise.sources import View
+from wspace.stream import Chunk
+
+CPU_ONLY = {
+    Ranked: "elements are ranked line by line",
+    Important: "the softmax of each line is compared",
+    ColumnSums: "each column has factors of its own",
+}
+"""What has no kernels for a GPU, in words."""
+
+
+class Out(NamedTuple):
+    """A host row for a view's elements, and the kernels' name of its type."""
+
+    buffer: np.ndarray  # uint8
+    name: str
+
+
+class Kernels(Protocol):
+    """What masks and joints are made with. Rows are a device's, results the host's.
+
+    The bits are the same on all devices. ``scores`` and ``chances``: of :meth:`scores`, where the
+    choice has any.
+    """
+
+    def rows(self, chunk: Chunk) -> tuple[Any, Any]:
+        """A chunk's rows, and the last of them: the base."""
+        ...
+
+    def repeated(self, rows: Any, copies: int) -> Any:
+        """All rows, one after the other, so many times."""
+        ...
+
+    def of_scores(self, scores: Any, copies: int) -> Any:
+        """A row of scores, so many times, as rows."""
+        ...
+
+    def scores(self, keep: Keep, view: View, shapes: Sequence[tuple[int, ...]]) -> Any:
+        """See :func:`wspace.elementwise.scores.scores_of`."""
+        ...
+
+    def digit_counts(self, view: View, prefix: np.ndarray, shift: int, width: int) -> np.ndarray:
+        """int64 ``[pieces, rows, 2**width]``; see ``wkernels.cpu.digit_counts``."""
+        ...
+
+    def nth_equal(self, view: View, bits: np.ndarray, left: np.ndarray) -> np.ndarray:
+        """See ``wkernels.cpu.nth_equal``; reduces ``left``."""
+        ...
+
+    def kept_sums(self, view: View, mask: Mask, sums: np.ndarray, **extra: Any) -> None:
+        """Adds to ``sums``, float64 ``[pieces, rows, 4]``; see ``wkernels.cpu.kept_sums``."""
+        ...
+
+    def agreements(self, view: View, mask: Mask) -> np.ndarray:
+        """int64 ``[pieces, rows, 2]``; see ``wkernels.cpu.agreements``."""
+        ...
+
+    def balance(self, view: View, mask: Mask, joint: Joint) -> float:
+        """The sum of the elected signs."""
+        ...
+
+    def joined(
+        self, view: View, mask: Mask, joint: Joint, out: Out, *, unbiased: bool, **extra: Any
+    ) -> int:
+        """Writes a view's elements; returns how many differences and outputs are NaN or Inf."""
+        ...
+
+    def pulled(self, view: View, reach: float, out: Out) -> int:
+        """Writes the one row, pulled towards the base; returns how many are NaN or Inf."""
+        ...
+
+    def precision_mean(
+        self, view: View, weights: Sequence[float], floor: float, out: Out, wrong: np.ndarray
+    ) -> int:
+        """Of a view whose rows are the models, then their diagonals; the base is the last of them.
+        Adds to ``wrong``, int64 ``[pieces, models]``; see ``wkernels.cpu.precision_mean``."""
+        ...
+
+
+def why_on_cpu(choices: Sequence[Choice]) -> str | None:
+    """Why these need the CPU, whatever device is asked for; None if they do not."""
+    kinds = {type(part) for choice in choices for part in (choice.keep, choice.join)}
+    return next((reason for kind, reason in CPU_ONLY.items() if kind in kinds), None)
+
+
+def worker_for(choices: Sequence[Choice], device: Device) -> Device:
+    """The device, or what stands in for it: the CPU, and of several GPUs the first."""
+    if device.name == "cpu":
+        return device
+    if why_on_cpu(choices):
+        return Cpu()
+    return getattr(device, "devices", [device])[0]
+
+
+def kernels_of(worker: Device) -> Kernels:
+    if worker.name == "cpu":
+        return OnCpu(processors())
+    from wspace.cuda import Gpu  # torch: only where a GPU is asked for
+    from wspace.elementwise.gpu import OnGpu
+
+    assert isinstance(worker, Gpu)
+    return OnGpu(worker)
+
+
+class OnCpu:
+    """The numba kernels, on host buffers."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+
+    def rows(self, chunk: Chunk) -> tuple[cpu.Pointers, cpu.Pointers]:
+        address = chunk.buffer.ctypes.data
+        rows = cpu.Pointers.of([address + start for start in chunk.starts], chunk.names)
+        return split(rows, len(rows) - 1)
+
+    def repeated(self, rows: cpu.Pointers, copies: int) -> cpu.Pointers:
+        return cpu.Pointers(np.tile(rows.addresses, copies), np.tile(rows.codes, copies))
+
+    def of_scores(self, scores: np.ndarray, copies: int) -> cpu.Pointers:
+        return cpu.Pointers.of([scores.ctypes.data] * copies, ["float32"] * copies)
+
+    def scores(self, keep: Keep, view: View, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
+        return scores_of(keep, view, shapes, threads=self._threads)
+
+    def digit_counts(self, view: View, prefix: np.ndarray, shift: int, width: int) -> np.ndarray:
+        counts = np.zeros((*prefix.shape, 1 << width), np.int64)
+        cpu.digit_counts(
+            view.rows,
+            _base(view),
+            view.segments,
+            prefix,
+            shift,
+            width,
+            counts,
+            threads=self._threads,
+        )
+        return counts
+
+    def nth_equal(self, view: View, bits: np.ndarray, left: np.ndarray) -> np.ndarray:
+        return cpu.nth_equal(
+            view.rows, _base(view), view.segments, bits, left, threads=self._threads
+        )
+
+    def kept_sums(self, view: View, mask: Mask, sums: np.ndarray, **extra: np.ndarray) -> None:
+        cpu.kept_sums(*_runs(view), mask, sums, **_pointers(extra), threads=self._threads)
+
+    def agreements(self, view: View, mask: Mask) -> np.ndarray:
+        counts = np.zeros((*mask.keep.shape, 2), np.int64)
+        cpu.agreements(*_runs(view), mask, counts, threads=self._threads)
+        return counts
+
+    def balance(self, view: View, mask: Mask, joint: Joint) -> float:
+        signs = np.zeros(len(view.slots))
+        nowhere = cpu.Pointers.of([], [])
+        cpu.joined(*_runs(view), mask, joint, nowhere, balance=signs, threads=self._threads)
+        return float(signs.sum())
+
+    def joined(
+        self, view: View, mask: Mask, joint: Joint, out: Out, *, unbiased: bool, **extra: np.ndarray
+    ) -> int:
+        return cpu.joined(
+            *_runs(view), mask, joint, pointer_to(out), unbiased=unbiased, **_pointers(extra),
+            threads=self._threads,
+        )  # fmt: skip
+
+    def pulled(self, view: View, reach: float, out: Out) -> int:
+        reaches = np.full(len(view.slots), reach)
+        return cpu.pulled(
+            view.rows, view.base, view.segments, reaches, pointer_to(out), threads=self._threads
+        )
+
+    def precision_mean(
+        self, view: View, weights: Sequence[float], floor: float, out: Out, wrong: np.ndarray
+    ) -> int:
+        n_segments = len(view.slots)
+        rows, diagonals = split(all_rows(view), len(weights))
+        return cpu.precision_mean(
+            rows, diagonals, view.segments, np.tile(np.array(weights), (n_segments, 1)),
+            np.full(n_segments, floor), pointer_to(out), wrong, threads=self._threads,
+        )  # fmt: skip
+
+
+def all_rows(view: View) -> cpu.Pointers:
+    """A view's rows and its base, on the CPU."""
+    return cpu.Pointers(*map(np.concatenate, zip(view.rows, _base(view), strict=True)))
+
+
+def split(rows: cpu.Pointers, n: int) -> tuple[cpu.Pointers, cpu.Pointers]:
+    return (
+        cpu.Pointers(rows.addresses[:n], rows.codes[:n]),
+        cpu.Pointers(rows.addresses[n:], rows.codes[n:]),
+    )
+
+
+def _base(view: View) -> cpu.Pointers:
+    return cpu.Pointers.of([], []) if view.base is None else view.base
+
+
+def _runs(view: View) -> tuple[cpu.Pointers, cpu.Pointers, np.ndarray, np.ndarray]:
+    return view.rows, _base(view), view.segments, view.firsts
+
+
+def pointer_to(out: Out) -> cpu.Pointers:
+    return cpu.Pointers.of([out.buffer.ctypes.data], [out.name])
+
+
+def _pointers(extra: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Scores ``[n]`` or chances ``[models, n]``, as rows."""
+    found = {}
+    for name, table in extra.items():
+        rows = np.atleast_2d(table)
+        found[name] = cpu.Pointers.of([row.ctypes.data for row in rows], ["float32"] * len(rows))
+    return found
