@@ -7,6 +7,7 @@ cache (numba itself looks at one file only).
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import tempfile
@@ -42,9 +43,27 @@ def kernel(function):
     """Compile ``function`` without Python's lock held, and keep the machine code on disk."""
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, _CACHE_FOLDER
     try:
-        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+        compiled = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
     finally:
         numba.config.CACHE_DIR = before
+    one_at_a_time(compiled._cache._cache_file)
+    return compiled
+
+
+def one_at_a_time(cache) -> None:
+    """Let one process at a time add machine code to a kernel's cache.
+
+    numba counts a kernel's files, so that two processes that compile it at once, for different
+    types, would give theirs one name, and run each other's.
+    """
+    save = cache.save
+
+    def locked(key, data) -> None:
+        with open(Path(cache._cache_path) / "lock", "w") as lock:  # noqa: PTH123
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            save(key, data)
+
+    cache.save = locked
 
 
 def inner(function):
