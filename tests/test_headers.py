@@ -70,6 +70,22 @@ def test_reads_what_safetensors_wrote(tmp_path, code):
         assert content[record.start : record.start + record.nbytes] == raw(tensors[name])
 
 
+@pytest.mark.parametrize("shape", [[True, 2], [1.0, 2], [1, -2], "12"], ids=str)
+def test_a_shape_that_equals_one_that_was_there_before_is_looked_at_too(tmp_path, shape):
+    header = {"a": entry(shape=(1, 2)), "b": entry(offsets=(8, 16)) | {"shape": shape}}
+    path = write_safetensors(tmp_path / "x.safetensors", header, bytes(16))
+    with pytest.raises(CheckpointError, match="tensor 'b': shape: expected a list of sizes"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("offsets", [[8, True], [8, 15], [8, 24], [16, 8], [8], {"8": 16}], ids=str)
+def test_offsets_of_a_shape_that_was_there_before_are_looked_at_too(tmp_path, offsets):
+    header = {"a": entry(), "b": entry() | {"data_offsets": offsets}}
+    path = write_safetensors(tmp_path / "x.safetensors", header, bytes(16))
+    with pytest.raises(CheckpointError, match=r"tensor 'b'.*data_offsets"):
+        read_header(path)
+
+
 def test_a_header_may_hold_no_tensor(tmp_path):
     save_file({}, tmp_path / "x.safetensors")
     assert read_header(tmp_path / "x.safetensors").tensors == {}

@@ -224,11 +224,10 @@ def needs_of(part: Part, worker: Device, budget: int) -> Needs:
     """Raises BudgetError if the budget is too little."""
     out_bytes = sum(BITS[use.dtype] // 8 for use in part.uses)
     fixed = derived_workspace(tensor.stored for tensor in part.tensors)
-    sizes = [(_types(tensor), _numel(part, tensor)) for tensor in part.tensors]
+    types = [_types(tensor) for tensor in part.tensors]
     kinds: dict[tuple[str, ...], int] = {}
-    for tensor, (dtypes, _) in zip(part.tensors, sizes, strict=True):
+    for tensor, dtypes in zip(part.tensors, types, strict=True):
         kinds[dtypes] = kinds.get(dtypes, 0) + tensor.numel
-    once = sum(s.record.nbytes for tensor in part.tensors for s in tensor.stored)
     measured = _measured(part.uses)
     if not measured:
         held = 0
@@ -236,8 +235,7 @@ def needs_of(part: Part, worker: Device, budget: int) -> Needs:
             n = chunk_elements(budget - fixed, worker.chunk_bytes, dtypes, out_bytes, "merge")
             each = SLOTS * sum(BITS[dtype] for dtype in dtypes) // 8 + OUTPUTS * out_bytes
             held = max(held, fixed + min(n, numel) * each)
-        files = sum(s.read_bytes for tensor in part.tensors for s in tensor.stored)
-        return Needs(None, MAX_PIECES, once, files, held)
+        return Needs(None, MAX_PIECES, *_sizes(part, [1] * len(types)), held)
     matrix = sum(8 * (len(which) - based) ** 2 for which, based in measured)
     # each of a chunk's tensors has its sums, and in the kernel those of its blocks
     pieces = max(1, min(MAX_PIECES, budget // 32 // matrix))
@@ -249,20 +247,24 @@ def needs_of(part: Part, worker: Device, budget: int) -> Needs:
             f"memory budget of {budget}; raise it"
         )
     room = Room.of(kinds, worker, budget - fixed, out_bytes)
-    reads = [room.reads(dtypes, numel) for dtypes, numel in sizes]
-    chunks = [room.chunks(dtypes, numel) for dtypes, numel in sizes]
+    sizes = [_numel(part, tensor) for tensor in part.tensors]
+    reads = [room.reads(dtypes, numel) for dtypes, numel in zip(types, sizes, strict=True)]
+    chunks = [room.chunks(dtypes, numel) for dtypes, numel in zip(types, sizes, strict=True)]
     kept = max((n for n, times in zip(chunks, reads, strict=True) if times == 1), default=1)
     slots = room.slot_bytes * (kept + SLOTS - 1)
-    longest = max(room.elements.values())
+    held = fixed + slots + OUTPUTS * max(room.elements.values()) * out_bytes
+    return Needs(room, pieces, *_sizes(part, reads), held)
 
-    def read(of_files: bool) -> int:
-        return sum(
-            times * sum(s.read_bytes if of_files else s.record.nbytes for s in tensor.stored)
-            for times, tensor in zip(reads, part.tensors, strict=True)
-        )
 
-    held = fixed + slots + OUTPUTS * longest * out_bytes
-    return Needs(room, pieces, read(False), read(True), held)
+def _sizes(part: Part, reads: Sequence[int]) -> tuple[int, int]:
+    """Bytes read, of the stream and of files."""
+    stream = files = 0
+    for times, tensor in zip(reads, part.tensors, strict=True):
+        for stored in tensor.stored:
+            nbytes = stored.record.nbytes
+            stream += times * nbytes
+            files += times * (stored.derived.nbytes if stored.derived else nbytes)
+    return stream, files
 
 
 def _types(tensor: Shared) -> tuple[str, ...]:

@@ -50,6 +50,14 @@ class Shared(NamedTuple):
         return self.made[0].numel
 
     @property
+    def group(self) -> tuple[str, ...]:
+        """That of ``across``."""
+        dtypes = [stored.record.dtype for stored in self.stored]
+        if [stored for stored in self.stored if stored.derived]:
+            dtypes += [stored.written for stored in self.stored]
+        return tuple(dtypes)
+
+    @property
     def across(self) -> ZooTensor:
         """It as a zoo's tensor."""
         return ZooTensor(self.made[0].name, self.made[0].shape, self.numel, self.stored)
@@ -114,6 +122,7 @@ def parts_of(plans: Sequence[Plan]) -> list[Part]:
 class _Collected:
     def __init__(self, *, share: bool) -> None:
         self._share = share
+        self._alone: dict[tuple, list[Shared]] = {}  # of one plan: nothing to look for
         self._inputs: dict[int, _Inputs] = {}
         self._home: dict[tuple[int, bool], _Inputs] = {}
 
@@ -127,14 +136,16 @@ class _Collected:
     ) -> None:
         assert tensor.step is not None
         rowwise = tensor.step.rowwise and factors is None
+        if not self._share:
+            key = (output, rows, tensor.dtype, tensor.step.based, rowwise, factors is None)
+            self._alone.setdefault(key, []).append(Shared(stored, (tensor,), (factors,)))
+            return
         inputs = _Inputs(rowwise)
         self._inputs[id(inputs)] = inputs
-        if self._share:
-            inputs = self._joined(inputs, rows, stored)
+        inputs = self._joined(inputs, rows, stored)
         for row, one in zip(rows, stored, strict=True):
             inputs.stored[row] = one
-            if self._share:
-                self._home[id(one), rowwise] = inputs
+            self._home[id(one), rowwise] = inputs
         inputs.uses.append((output, tensor, rows, factors))
 
     def _joined(
@@ -160,6 +171,9 @@ class _Collected:
     def parts(self, checkpoints: Sequence[Checkpoint]) -> list[Part]:
         found: dict[tuple, list[Shared]] = {}
         uses_of: dict[tuple, tuple[Use, ...]] = {}
+        for (output, rows, dtype, based, rowwise, measured), tensors in self._alone.items():
+            use = Use(output, tuple(range(len(rows))), based, dtype, rowwise, not measured)
+            found[rows, (use,)] = tensors
         for inputs in self._inputs.values():
             rows = tuple(inputs.stored)
             key = (rows, inputs.rowwise, tuple(map(_signature, inputs.uses)))
@@ -175,7 +189,7 @@ class _Collected:
         parts = []
         for (rows, uses), tensors in found.items():
             first: dict[tuple[str, ...], int] = {}
-            tensors.sort(key=lambda tensor: first.setdefault(tensor.across.group, len(first)))
+            tensors.sort(key=lambda tensor: first.setdefault(tensor.group, len(first)))
             parts.append(Part(tuple([checkpoints[row] for row in rows]), uses, tuple(tensors)))
         return parts
 

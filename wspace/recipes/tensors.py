@@ -94,14 +94,17 @@ class Tensors:
         inputs: tuple[str, ...] | None,
         t: float,
     ) -> None:
-        reason = self._unwanted(output)
+        reason = self._unwanted(output) if self._include or self._exclude else None
         if reason:
             self.left_out[output] = reason
             return
-        names = inputs or (output,) * len(models)
-        pairs = zip(models, names, strict=True)
-        found = [self.checkpoints[model].find(name) for model, name in pairs]
-        if None in found:
+        checkpoints = self.checkpoints
+        if inputs is None:
+            found = [checkpoints[model].find(output) for model in models]
+        else:
+            pairs = zip(models, inputs, strict=True)
+            found = [checkpoints[model].find(name) for model, name in pairs]
+        if not all(found):
             found = [
                 tensor or self._tied(k, output) for k, tensor in zip(models, found, strict=True)
             ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -88,7 +87,7 @@ class Checkpoint:
 
     def find(self, name: str) -> StoredTensor | None:
         """The tensor of this name, or the one that it is an alias of."""
-        return self.tensors.get(self.aliases.get(name, name))
+        return self.tensors.get(self.aliases.get(name, name) if self.aliases else name)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -196,7 +195,7 @@ def _from_safetensors(path: Path, files: list[Path]) -> Checkpoint:
         metadata |= header.metadata
         assert header.stamp is not None
         stamps.append(header.stamp)
-        _add(tensors, ((n, StoredTensor(r, number)) for n, r in header.tensors.items()), files)
+        _add(tensors, {n: StoredTensor(r, number) for n, r in header.tensors.items()}, files)
     return Checkpoint(path, tuple(files), tensors, metadata=metadata, stamps=tuple(stamps))
 
 
@@ -208,7 +207,7 @@ def _from_pickles(path: Path, files: list[Path]) -> Checkpoint:
     stamps = tuple([stamp_of(file) for file in files])
     for number, file in enumerate(files):
         records, shared = pickled_tensors(file)
-        found = ((name, StoredTensor(r, number, m)) for name, (r, m) in records.items())
+        found = {name: StoredTensor(r, number, m) for name, (r, m) in records.items()}
         _add(tensors, found, files)
         aliases |= shared
     for name in sorted(aliases.keys() & tensors.keys()):
@@ -216,9 +215,11 @@ def _from_pickles(path: Path, files: list[Path]) -> Checkpoint:
     return Checkpoint(path, tuple(files), tensors, aliases, stamps=stamps)
 
 
-def _add(tensors: dict[str, StoredTensor], found: Iterable, files: list[Path]) -> None:
-    for name, tensor in found:
-        if name in tensors:
-            other = files[tensors[name].file].name
-            raise CheckpointError(f"{files[tensor.file]}: tensor {name!r} is also in {other}")
-        tensors[name] = tensor
+def _add(
+    tensors: dict[str, StoredTensor], found: dict[str, StoredTensor], files: list[Path]
+) -> None:
+    if tensors.keys() & found.keys():
+        name = next(name for name in found if name in tensors)
+        other = files[tensors[name].file].name
+        raise CheckpointError(f"{files[found[name].file]}: tensor {name!r} is also in {other}")
+    tensors |= found

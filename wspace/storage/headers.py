@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,15 +100,17 @@ def parse_header(text: bytes, n_data: int, path: Path) -> Header:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{path}: __metadata__: expected an object of texts")
     data_start = 8 + len(text)
-    for name in entries:
-        if not name.isascii() and not storable(name):
-            raise CheckpointError(f"{path}: tensor {name!r}: its name is not Unicode text")
-    records = {
-        name: _record(entry, data_start, n_data, path, name) for name, entry in entries.items()
-    }
-    tensors = dict(sorted(records.items(), key=lambda item: (item[1].start, item[1].nbytes)))
+    if not text.isascii() or b"\\u" in text:
+        for name in entries:
+            if not storable(name):
+                raise CheckpointError(f"{path}: tensor {name!r}: its name is not Unicode text")
+    records = _records(entries, data_start, n_data, path)
+    if _follow_one_another(records.values(), data_start):
+        tensors = records
+    else:
+        tensors = dict(sorted(records.items(), key=lambda item: (item[1].start, item[1].nbytes)))
     expected, previous = data_start, "the header"
-    for name, record in tensors.items():
+    for name, record in tensors.items() if tensors is not records else ():
         if record.start != expected:
             problem = "overlaps" if record.start < expected else "leaves a hole after"
             raise CheckpointError(
@@ -115,6 +118,9 @@ def parse_header(text: bytes, n_data: int, path: Path) -> Header:
                 f"{record.start - data_start} of the data, expected {expected - data_start}"
             )
         expected, previous = record.start + record.nbytes, f"tensor {name!r}"
+    if tensors:
+        last = next(reversed(tensors.values()))
+        expected = last.start + last.nbytes
     if expected != data_start + n_data:
         raise CheckpointError(
             f"{path}: tensors end at byte {expected - data_start} of the data, but the file has "
@@ -141,6 +147,41 @@ def _read_json(text: bytes) -> Any:
         if tensors.count(":") == 4 * (len(entries) - ("__metadata__" in entries)):
             return entries
     return _STRICT.decode(decoded)
+
+
+def _records(
+    entries: dict[str, Any], data_start: int, n_data: int, path: Path
+) -> dict[str, TensorRecord]:
+    """All of a header's entries, checked. Of a type and shape that were there before, in short."""
+    records: dict[str, TensorRecord] = {}
+    known: dict[tuple, TensorRecord] = {}
+    for name, entry in entries.items():
+        try:
+            dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            like = known[dtype, *shape]
+            if (
+                type(begin) is int is type(end)
+                and 0 <= begin <= end <= n_data
+                and end - begin == like.nbytes
+                and type(shape) is list is type(entry["data_offsets"])
+                and _INTEGERS.issuperset(map(type, shape))
+            ):
+                start = data_start + begin
+                records[name] = TensorRecord(like.dtype, like.shape, start, like.nbytes)
+                continue
+        except (KeyError, TypeError, ValueError):  # new, or wrong: looked at more closely
+            pass
+        record = _record(entry, data_start, n_data, path, name)
+        records[name] = known[record.dtype, *record.shape] = record
+    return records
+
+
+def _follow_one_another(records: Iterable[TensorRecord], start: int) -> bool:
+    for record in records:
+        if record.start != start:
+            return False
+        start += record.nbytes
+    return True
 
 
 def _record(entry: Any, data_start: int, n_data: int, path: Path, name: str) -> TensorRecord:
@@ -172,6 +213,7 @@ def _record(entry: Any, data_start: int, n_data: int, path: Path, name: str) -> 
     return TensorRecord(dtype, tuple(shape), data_start + begin, end - begin)
 
 
+_INTEGERS = {int}  # True is none here, though it is equal to 1
 _KEYS = {"dtype", "shape", "data_offsets"}
 
 
