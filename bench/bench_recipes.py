@@ -3,13 +3,15 @@
 Four checkpoints of 582M bfloat16 parameters and their base, in the page cache; every method, its
 result checked, against its floor (reading the inputs as often as the method must, and writing the
 output) and against mergekit. Then a sweep, and the planning of a checkpoint of 100,000 tensors.
-Writes ``bench/results/<machine>/recipes.json`` and ``recipes.md``. Takes about ten minutes.
+Writes ``bench/results/<machine>/recipes.json`` and ``recipes.md``, anew after every figure: a run
+that is interrupted leaves what it measured. ``--repeats 1`` takes about ten minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -57,7 +59,15 @@ def recipe_figure(
     starts: Starts,
     repeats: int,
 ) -> Figure:
-    """One method. mergekit runs once, after: its runs take minutes, and vary little."""
+    """One method. mergekit runs once, after: its runs take minutes, and vary little.
+
+    Its kernels are compiled before, on a small zoo; and the inputs are in the page cache.
+    """
+    small = scratch / f"small-{case.method}.yml"
+    small.write_text(case.text(scratch / "small"))
+    merge = [sys.executable, "-m", "wspace", "merge"]
+    Command([*merge, small, "-o", scratch / "compiled", "--quiet"], 0).work.run()
+    shutil.rmtree(scratch / "compiled")
     recipe = scratch / f"{case.method}.yml"
     recipe.write_text(case.text(folder))
     inputs = case.inputs(folder)
@@ -67,15 +77,14 @@ def recipe_figure(
     reads = read / merging.size_bytes(inputs)
     written = merging.size_bytes(inputs[:1])
     ours = Command(
-        [sys.executable, "-m", "wspace", "merge", recipe, "-o", scratch / "ours", "--quiet"],
-        read + written, scratch / "ours",
-    )  # fmt: skip
+        [*merge, recipe, "-o", scratch / "ours", "--quiet"], read + written, scratch / "ours"
+    )
     works = {
         "cat of the inputs, once": merging.cat(inputs),
         "write and fsync of the output": merging.write(inputs, scratch),
         "wspace merge": ours.work,
     }
-    seconds = interleave(works, repeats)
+    seconds = interleave(works, repeats, warmups=0)
     checked = recipe_truth.check(case, scratch / "ours", folder)
     turns = zip(*seconds.values(), strict=True)
     floors = [(m, reads * cat + write) for cat, write, m in turns]
@@ -87,7 +96,7 @@ def recipe_figure(
         ),
     }
     peaks = {"peak memory, wspace merge": ours.peak_bytes}
-    if mergekit and case.goal:
+    if mergekit:
         theirs = _mergekit(mergekit, recipe, scratch / "mergekit", read + written)
         works["mergekit"] = theirs.work
         theirs.work.prepare()
@@ -96,7 +105,8 @@ def recipe_figure(
         ratios["times as fast as mergekit, whole commands"] = spread(
             whole / mine for mine, _ in floors
         )
-        ratios[f"times as fast as mergekit, each net of its --help (goal {case.goal:g})"] = spread(
+        goal = f" (goal {case.goal:g})" if case.goal else ""
+        ratios[f"times as fast as mergekit, each net of its --help{goal}"] = spread(
             (whole - starts.of("mergekit")) / n for n in net
         )
         peaks["peak memory, mergekit"] = theirs.peak_bytes
@@ -131,7 +141,7 @@ def sweep_figure(folder: Path, scratch: Path, repeats: int) -> Figure:
         for name, file in (("one", single), ("a sweep of four", sweep))
     }  # fmt: skip
     works = {name: command.work for name, command in commands.items()}
-    seconds = interleave(works, repeats)
+    seconds = interleave(works, repeats, warmups=0)
     outputs = sorted((scratch / "out").glob("*/model*.safetensors"))
     assert {path.parent.name for path in outputs} == {
         f"lambda={k}" for k in ("0.5", "1", "1.5", "2")
@@ -185,43 +195,55 @@ def main(arguments: list[str] | None = None) -> int:
     machine = limits.machine()
     figures: list[Figure] = []
     started = time.perf_counter()
-
-    def add(figure: Figure) -> None:
-        figures.append(figure)
-        print("\n".join(figure.as_markdown()), file=sys.stderr, flush=True)
-
     chosen = [case for case in CASES if not options.only or case.method in options.only]
     missing = [case.method for case in chosen if case.method not in METHODS]
+    kept = options.out or Path(__file__).parent / "results" / limits.machine_name()
+    trial = options.out is None and (options.scale != 1 or options.only is not None)
+
+    def add(figure: Figure, left: Sequence[str]) -> None:
+        figures.append(figure)
+        print("\n".join(figure.as_markdown()), file=sys.stderr, flush=True)
+        remarks = _remarks(machine, missing, options)
+        remarks.append(f"The run so far took {time.perf_counter() - started:.0f} s.")
+        if left:
+            remarks.append(f"Interrupted; still to be measured: {', '.join(left)}.")
+        if not trial:
+            write_report(kept, machine, figures, remarks, name="recipes")
+        elif not left:
+            print(as_markdown(machine, figures, remarks))
+
     with tempfile.TemporaryDirectory(prefix="wspace-recipes-", dir=options.scratch) as name:
         scratch = Path(name)
         folder = options.zoo or scratch / "zoo"
         if options.zoo is None:
             size = "582m" if options.scale >= 0.5 else "tiny"
             list(zoo.make_llama(folder, parameters=size, step=1e-2))
+        list(zoo.make_llama(scratch / "small", step=1e-2))
+        merging.cat(sorted(folder.iterdir())).run()  # into the page cache
         starts = Starts(options.mergekit, options.repeats)
-        add(starts.figure)
-        steps: list[Callable[[], Figure]] = [
-            lambda case=case: recipe_figure(
-                case, folder, scratch, options.mergekit, starts,
+        against = options.against
+        if against is None:
+            against = [case.method for case in CASES if case.goal]
+        steps: dict[str, Callable[[], Figure]] = {
+            case.method: lambda case=case: recipe_figure(
+                case, folder, scratch,
+                options.mergekit if case.method in against else None, starts,
                 options.repeats if case.goal else min(2, options.repeats),
             )
             for case in chosen
             if case.method not in missing
-        ]  # fmt: skip
-        if not options.only:
-            steps.append(lambda: sweep_figure(folder, scratch, options.repeats))
-            n_tensors = N_TENSORS if options.scale >= 0.5 else N_TENSORS // 50
-            steps.append(lambda: planning_figure(scratch, n_tensors, options.repeats))
-        for step in steps:
-            add(step())
-    remarks = _remarks(machine, missing, options)
-    remarks.append(f"The whole run took {time.perf_counter() - started:.0f} s.")
-    if options.out is None and (options.scale != 1 or options.only):
-        print(as_markdown(machine, figures, remarks))
-        return 0
-    out = options.out or Path(__file__).parent / "results" / limits.machine_name()
-    write_report(out, machine, figures, remarks, name="recipes")
-    print(out / "recipes.md")
+        }  # fmt: skip
+        n_tensors = N_TENSORS if options.scale >= 0.5 else N_TENSORS // 50
+        others: dict[str, Callable[[], Figure]] = {
+            "sweep": lambda: sweep_figure(folder, scratch, options.repeats),
+            "planning": lambda: planning_figure(scratch, n_tensors, options.repeats),
+        }
+        steps |= {k: f for k, f in others.items() if not options.only or k in options.only}
+        add(starts.figure, list(steps))
+        for k, step in enumerate(steps.values()):
+            add(step(), list(steps)[k + 1 :])
+    if not trial:
+        print(kept / "recipes.md")
     return 0
 
 
@@ -247,7 +269,14 @@ def _parser() -> argparse.ArgumentParser:
                         help="mergekit-yaml, an external program to compare with")  # fmt: skip
     parser.add_argument("--out", type=Path, help="default: bench/results/<machine>")
     parser.add_argument("--scratch", type=Path, help="a folder on the disk to be measured")
-    parser.add_argument("--only", nargs="+", metavar="METHOD", help="a trial of these, not kept")
+    parser.add_argument(
+        "--only", nargs="+", choices=[*(case.method for case in CASES), "sweep", "planning"],
+        metavar="METHOD", help="only these methods, sweep or planning; kept where --out is given",
+    )  # fmt: skip
+    parser.add_argument(
+        "--against", nargs="*", choices=[case.method for case in CASES], metavar="METHOD",
+        help="methods that mergekit runs too; default: those that have a goal",
+    )  # fmt: skip
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="less than 1: a trial, not kept")
     return parser
