@@ -17,7 +17,8 @@ GROUP = 64
 
 COLUMNS = 512
 """Columns of a group at a time: ``64 * 512`` doubles are 256 KiB; those of both sides and the sums
-lie within second-level cache."""
+lie within second-level cache. Half as many where rows are widened four in a call: those of 16 rows
+lie within first-level cache."""
 
 STRIDE = COLUMNS + LANES
 """Doubles from one row to the next: rows a page apart would fall on the same lines of the cache."""
@@ -173,6 +174,7 @@ def _items(
     left = np.empty((GROUP, STRIDE))
     right = np.empty((GROUP, STRIDE))
     sums = np.empty((GROUP, GROUP, LANES))
+    step = COLUMNS // 2 if like.itemsize == 4 and row_addresses.size >= SIDE else COLUMNS
     row_bytes, out_bytes = STRIDE * 8, GROUP * LANES * 8
     for item in range(first_item, last_item):
         block = item // groups.shape[0]
@@ -182,10 +184,10 @@ def _items(
         n_rows = min(GROUP, row_addresses.size - row_group * GROUP)
         n_columns = min(GROUP, column_addresses.size - column_group * GROUP)
         sums[: -(-n_rows // SIDE) * SIDE, : -(-n_columns // SIDE) * SIDE] = 0
-        for start in range(ranges[block, 0], ranges[block, 1], COLUMNS):
-            n = min(COLUMNS, ranges[block, 1] - start)
+        for start in range(ranges[block, 0], ranges[block, 1], step):
+            n = min(step, ranges[block, 1] - start)
             if based:
-                read(base_code[0], base_address[0], start, base[:n], COLUMNS)
+                read(base_code[0], base_address[0], start, base[:n], step)
             _fill(row_addresses, row_codes, row_group * GROUP, start, n, based, base, values, left)
             if not diagonal:
                 _fill(
@@ -201,7 +203,7 @@ def _items(
                     out = sums.ctypes.data + (i * GROUP + j) * LANES * 8
                     soon = row_addresses[row_group * GROUP + fetched % n_rows]
                     later = row_addresses[row_group * GROUP + (fetched + 1) % n_rows]
-                    next_byte = (start + COLUMNS) * WIDTHS[row_codes[row_group * GROUP]]
+                    next_byte = (start + step) * WIDTHS[row_codes[row_group * GROUP]]
                     soon, later = soon + next_byte, later + next_byte
                     fetched += 2
                     if op == 0 and diagonal and i == j:
