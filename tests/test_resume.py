@@ -476,9 +476,9 @@ def test_a_process_in_a_long_call_ends_all_the_same():
 import contextlib, hashlib
 from wspace.cli.interrupts import prompt_interrupts
 with prompt_interrupts("stopped"):
-    print("ready", flush=True)
     while True:
         with contextlib.suppress(KeyboardInterrupt):
+            print("ready", flush=True)
             hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes without Python
 """
     command = [sys.executable, "-c", code]
