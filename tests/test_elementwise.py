@@ -285,3 +285,22 @@ def test_wrong_rows_are_refused():
         elementwise.joined(
             [torch.ones(3)], no_mask(1, 1), ones(1), out=torch.ones(3, dtype=torch.int32)
         )
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize("misled", [False, True], ids=["told", "misled"])
+def test_a_sample_decides_nothing_but_the_time(dtype, misled):
+    n, count = 200 * cpu.BLOCK + 77, 1_000_000
+    rows, base = make(2, n, dtype)
+    if misled:  # where it looks, all is as in the base
+        sizes = np.array([n])
+        for _, start in cpu.Sieve(np.array([[count] * 2]), sizes).samples():
+            for row in rows:
+                row[start : start + cpu.BLOCK] = base[start : start + cpu.BLOCK]
+    pointers, origin = pointers_to(rows), pointers_to([base])
+    counts = np.full((1, 2), count)
+    sieve = cpu.sieved(pointers, origin, np.array([[0, n]]), counts, threads=2)
+    assert sieve.open.all() == misled
+    kept = kept_by(trimmed(rows, base, count), differences(rows, base))
+    for i, d in enumerate(differences(rows, base)):
+        assert torch.equal(kept[i], reference.largest(d, count))

@@ -27,9 +27,10 @@ def largest(
     ``k < before``. Exactly ``count`` elements are: equal magnitudes go by their place. Put them
     into ``Mask.keep`` and ``keep_before``, or ``drop`` and ``drop_before``.
 
-    Numerics: differences in float32 (float64 if a row is float64). Nothing is sorted: digits of
-    the bits are counted, in three reads of the rows (six in float64), and one more where a
-    threshold divides equal magnitudes.
+    Numerics: differences in float32 (float64 if a row is float64). Nothing is sorted: in float32
+    one read counts what is beyond limits that a sample gives, and looks at what is between. Where
+    that does not tell, digits of the bits are counted, in three reads of the rows (six in
+    float64), and one more where a threshold divides equal magnitudes.
     """
     rows, based = _inputs(x, base)
     wide = dtypes.compute_type(*map(name_of, [*rows, *based])) == "float64"
@@ -42,6 +43,10 @@ def largest(
     from wkernels import cpu
 
     threads = torch.get_num_threads()
+    if not wide:
+        sieve = cpu.sieved(pointers, origin, whole(n), counts, threads=threads)
+        if not sieve.open.any():
+            return sieve.bits, sieve.before
     for shift, width in found.digits():
         table = np.zeros((1, len(rows), 1 << width), np.int64)
         cpu.digit_counts(

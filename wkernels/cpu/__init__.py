@@ -1,19 +1,27 @@
 """The CPU path: the kernels of ``wkernels.ops`` on rows of memory, without torch."""
 
+from wkernels.cpu.blocks import BLOCK
 from wkernels.cpu.columns import column_products, column_sums
 from wkernels.cpu.consensus import joined
-from wkernels.cpu.kept import N_SUMS, agreements, kept_sums
+from wkernels.cpu.kept import COUNTS, N_SUMS, SIZES, SQUARES, agreements, kept_sums
 from wkernels.cpu.means import precision_mean
 from wkernels.cpu.pointers import Pointers
 from wkernels.cpu.products import products
 from wkernels.cpu.scores import importances, pulled, rank_chances, variances
 from wkernels.cpu.selection import digit_counts, nth_equal
+from wkernels.cpu.sieve import ROOM, Sieve, sieved
 from wkernels.cpu.statistics import row_moments
 from wkernels.cpu.weighted_sum import weighted_sum
 
 __all__ = [
+    "BLOCK",
+    "COUNTS",
     "N_SUMS",
+    "ROOM",
+    "SIZES",
+    "SQUARES",
     "Pointers",
+    "Sieve",
     "agreements",
     "column_products",
     "column_sums",
@@ -27,6 +35,7 @@ __all__ = [
     "pulled",
     "rank_chances",
     "row_moments",
+    "sieved",
     "variances",
     "weighted_sum",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from wkernels.cpu.blocks import add_in_order, blocks_of
+from wkernels.cpu.differences import JOINS
 from wkernels.cpu.elements import read, write
 from wkernels.cpu.jit import fma, inner, kernel
 from wkernels.cpu.kept import count_kept
@@ -12,6 +13,7 @@ from wkernels.cpu.masks import COLUMNS, NONE, masked, tables_of
 from wkernels.cpu.parallel import over_ranges
 from wkernels.cpu.pointers import Pointers
 from wkernels.cpu.selection import BITS, compute_type
+from wkernels.cpu.vectors import TURN
 from wkernels.masks import ELECT, Joint, Mask
 
 
@@ -46,13 +48,13 @@ def joined(
     lone = np.empty((0, 0), compute) if joint.lone is None else joint.lone.astype(compute)
     scale = np.ascontiguousarray(joint.scale, compute)
     partial = np.zeros((len(blocks.ranges), 1, 1))
-    options = np.array([joint.least, joint.undecided], compute)
+    options = np.array([joint.least, joint.undecided, 1], compute)
 
     def work(start: int, stop: int) -> int:
         return _join(
             *rows, *base, *scores, *chances, blocks.ranges, blocks.segments, positions, start, stop,
             *tables, factor, vote, share, lone, scale, options, ELECT[joint.elect], joint.divide,
-            unbiased, *out, like, bits, partial,
+            unbiased, balance is not None, *out, like, bits, partial,
         )  # fmt: skip
 
     bad = sum(over_ranges(work, len(blocks.ranges), step=1, threads=threads, least=4))
@@ -129,12 +131,34 @@ def _finish(total, base, scale):
         total[k] = fma(total[k], scale, base[k])
 
 
+_join_all, _join_all_divided, _join_elected, _join_elected_divided = (
+    JOINS[elect, divide] for elect in (False, True) for divide in (False, True)
+)
+
+
+@inner
+def _join_fast(values, n, base, factor, vote, share, options, elect, divide, total):
+    """What follows the masks, for rows of float32; past ``n``, ``total`` is anything."""
+    rows, row_bytes, n_rows = values.ctypes.data, values.strides[0], values.shape[0]
+    tables = (factor.ctypes.data, vote.ctypes.data, share.ctypes.data)
+    more, origin, out = options.ctypes.data, base.ctypes.data, total.ctypes.data
+    n = -(-n // TURN) * TURN
+    if elect and divide:
+        _join_elected_divided(rows, row_bytes, n_rows, n, origin, tables, more, out)
+    elif elect:
+        _join_elected(rows, row_bytes, n_rows, n, origin, tables, more, out)
+    elif divide:
+        _join_all_divided(rows, row_bytes, n_rows, n, origin, tables, more, out)
+    else:
+        _join_all(rows, row_bytes, n_rows, n, origin, tables, more, out)
+
+
 @kernel
 def _join(
     addresses, codes, base_address, base_code, scores, score_codes, chances, chance_codes, ranges,
     owners, positions, first, last, trims, keep, keep_before, drop, drop_before, key, chance,
-    factor, vote, share, lone, scale, options, elect, divide, unbiased, out_address, out_code, like,
-    bits_like, partial,
+    factor, vote, share, lone, scale, options, elect, divide, unbiased, balanced, out_address,
+    out_code, like, bits_like, partial,
 ):  # fmt: skip
     n_rows = addresses.size
     values = np.empty((n_rows, COLUMNS), like.dtype)
@@ -147,9 +171,12 @@ def _join(
     bits = np.empty(COLUMNS, bits_like.dtype)
     limits = np.empty(2, bits_like.dtype)
     sizes = bits.view(like.dtype)
+    fast = like.itemsize == 4 and lone.size == 0 and elect < 2 and not balanced and n_rows > 0
+    settings = options.copy()
     bad = np.int64(0)
     for block in range(first, last):
         segment = owners[block]
+        settings[2] = scale[segment]
         for start in range(ranges[block, 0], ranges[block, 1], COLUMNS):
             n = min(COLUMNS, ranges[block, 1] - start)
             if base_address.size == 1:
@@ -161,8 +188,15 @@ def _join(
                     score_codes, chances, chance_codes, trims, keep, keep_before, drop, drop_before,
                     key, chance, base[:n], bits[:n], sizes[:n], limits, unbiased, values[i, :n],
                 )  # fmt: skip
-                if elect:
+                if elect and not fast:
                     _vote(values[i, :n], vote[segment, i], elect == 2, poll[:n])
+            if fast:
+                _join_fast(
+                    values, n, base, factor[segment], vote[segment], share[segment], settings,
+                    elect, divide, total,
+                )  # fmt: skip
+                bad += write(out_code[0], out_address[0], start, total[:n], False)
+                continue
             if elect:
                 partial[block, 0, 0] += _elect(poll[:n], options[1], elected[:n])
             if out_address.size == 0:

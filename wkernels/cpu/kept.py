@@ -7,7 +7,7 @@ import numpy as np
 from wkernels.cpu.blocks import add_in_order, blocks_of
 from wkernels.cpu.elements import read
 from wkernels.cpu.jit import inner, kernel
-from wkernels.cpu.masks import COLUMNS, NONE, masked, subtract, tables_of
+from wkernels.cpu.masks import COLUMNS, NONE, drawn, masked, subtract, tables_of, trimmed
 from wkernels.cpu.parallel import over_ranges
 from wkernels.cpu.pointers import Pointers
 from wkernels.cpu.selection import BITS, compute_type
@@ -15,6 +15,9 @@ from wkernels.masks import Mask
 
 N_SUMS = 4
 """Of a row: sum of |d| of all elements, of those kept, of their squares, and how many are kept."""
+
+SIZES, SQUARES, COUNTS = 1, 2, 4
+"""Which of them are wanted: the first two, the third, the fourth; may be added."""
 
 
 def kept_sums(
@@ -27,10 +30,12 @@ def kept_sums(
     *,
     scores: Pointers = NONE,
     chances: Pointers = NONE,
+    wanted: int = SIZES + SQUARES + COUNTS,
     threads: int,
 ) -> None:
     """Adds to ``sums[s, i]`` the ``N_SUMS`` sums of row ``i`` in segment ``s``, in float64.
 
+    Those that are not ``wanted`` stay as they are.
     ``firsts`` int64 ``[S]``: each segment's first element, counted from its tensor's start. The
     other arguments are those of :func:`joined`.
     """
@@ -44,7 +49,7 @@ def kept_sums(
     def work(start: int, stop: int) -> None:
         _sum_kept(
             *rows, *base, *scores, *chances, blocks.ranges, blocks.segments, positions, start, stop,
-            *tables, like, bits, partial,
+            *tables, wanted, like, bits, partial,
         )  # fmt: skip
 
     over_ranges(work, len(blocks.ranges), step=1, threads=threads, least=4)
@@ -87,11 +92,15 @@ def _add_sizes(values, absolute):
 
 
 @inner
-def _add_kept(values, absolute, square, count):
+def _add_squares(values, square):
     for k in range(values.size):
         size = np.float64(abs(values[k]))
-        absolute[k] += size
         square[k] += size * size
+
+
+@inner
+def _add_counts(values, count):
+    for k in range(values.size):
         count[k] += np.float64(values[k] != 0)
 
 
@@ -109,8 +118,8 @@ def _halved(columns):
 @kernel
 def _sum_kept(
     addresses, codes, base_address, base_code, scores, score_codes, chances, chance_codes, ranges,
-    owners, positions, first, last, trims, keep, keep_before, drop, drop_before, key, chance, like,
-    bits_like, partial,
+    owners, positions, first, last, trims, keep, keep_before, drop, drop_before, key, chance,
+    wanted, like, bits_like, partial,
 ):  # fmt: skip
     values = np.empty(COLUMNS, like.dtype)
     base = np.zeros(COLUMNS, like.dtype)
@@ -125,16 +134,31 @@ def _sum_kept(
             n = min(COLUMNS, ranges[block, 1] - start)
             if base_address.size == 1:
                 read(base_code[0], base_address[0], start, base[:n], COLUMNS)
+            place = positions[segment] + start
             for i in range(addresses.size):
-                read(codes[i], addresses[i], start, values[:n], COLUMNS)
-                subtract(values[:n], base[:n])
-                _add_sizes(values[:n], columns[i, 0, :n])
-                masked(
-                    i, segment, start, positions[segment] + start, n, addresses, codes, scores,
-                    score_codes, chances, chance_codes, trims, keep, keep_before, drop, drop_before,
-                    key, chance, base[:n], bits[:n], sizes[:n], limits, False, values[:n],
+                all_sizes = wanted & SIZES
+                if all_sizes and trims[segment, i]:
+                    read(codes[i], addresses[i], start, values[:n], COLUMNS)
+                    subtract(values[:n], base[:n])
+                    _add_sizes(values[:n], columns[i, 0, :n])
+                    all_sizes = 0
+                trimmed(
+                    i, segment, start, place, n, addresses, codes, scores, score_codes, trims, keep,
+                    keep_before, drop, drop_before, base[:n], bits[:n], sizes[:n], limits,
+                    values[:n],
                 )  # fmt: skip
-                _add_kept(values[:n], columns[i, 1, :n], columns[i, 2, :n], columns[i, 3, :n])
+                if all_sizes:
+                    _add_sizes(values[:n], columns[i, 0, :n])
+                drawn(
+                    i, segment, start, place, chances, chance_codes, key, chance, sizes[:n], False,
+                    values[:n],
+                )  # fmt: skip
+                if wanted & SIZES:
+                    _add_sizes(values[:n], columns[i, 1, :n])
+                if wanted & SQUARES:
+                    _add_squares(values[:n], columns[i, 2, :n])
+                if wanted & COUNTS:
+                    _add_counts(values[:n], columns[i, 3, :n])
         for i in range(addresses.size):
             for j in range(N_SUMS):
                 partial[block, i, j] = _halved(columns[i, j])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from wkernels import masks
-from wkernels.cpu.elements import read
+from wkernels.cpu.differences import TRIMS
+from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, WIDTHS, read
 from wkernels.cpu.jit import inner
 from wkernels.cpu.pointers import Pointers
+from wkernels.cpu.vectors import TURN
 
 COLUMNS = 1024
 """Elements at a time."""
@@ -101,6 +103,84 @@ def tables_of(mask: masks.Mask, compute) -> tuple:
     return trims, keep, mask.keep_before, drop, mask.drop_before, mask.key, mask.chance
 
 
+_trim_bfloat16, _trim_float16, _trim_float32 = (
+    TRIMS[name] for name in ("bfloat16", "float16", "float32")
+)
+
+
+@inner
+def _trim_fast(code, row, n, base, limits, values):
+    """How many differences it did: none where any is NaN or Inf, which are counted slowly."""
+    n -= n % TURN
+    finite = False
+    if code == BFLOAT16:
+        finite = _trim_bfloat16(row, n, base, limits, values, COLUMNS)
+    elif code == FLOAT32:
+        finite = _trim_float32(row, n, base, limits, values, COLUMNS)
+    elif code == FLOAT16:
+        finite = _trim_float16(row, n, base, limits, values, COLUMNS)
+    return n if finite else 0
+
+
+@inner
+def _divided(position, n, before):
+    """Whether the place ``before`` divides a block."""
+    return position < before < position + n
+
+
+@inner
+def trimmed(
+    i, segment, start, position, n, addresses, codes, scores, score_codes, trims, keep, keep_before,
+    drop, drop_before, base, bits, sizes, limits, values,
+):  # fmt: skip
+    """Row ``i``'s difference in ``values``, with zeros where thresholds leave it out.
+
+    Returns how many differences are NaN or Inf.
+    """
+    trims_it = trims[segment, i]
+    after, until = keep_before[segment, i], drop_before[segment, i]
+    divided = _divided(position, n, after) or _divided(position, n, until)
+    done = 0
+    if values.itemsize == 4 and not (trims_it and (scores.size or divided)):
+        limits[0], limits[1] = -1, (1 << 31) - 1
+        if trims_it:
+            limits[0] = keep[segment, i] - (1 if position < after else 0)
+            limits[1] = drop[segment, i] - (1 if position < until else 0)
+        row = addresses[i] + start * WIDTHS[codes[i]]
+        done = _trim_fast(
+            codes[i], row, n, base.ctypes.data, limits.ctypes.data, values.ctypes.data
+        )
+    bad = np.int64(0)
+    if done < n:
+        rest = values[done:]
+        read(codes[i], addresses[i], start + done, rest, COLUMNS)
+        bad += subtract(rest, base[done:])
+        if trims_it:
+            if scores.size:
+                j = i if scores.size > 1 else 0
+                read(score_codes[j], scores[j], start + done, sizes[done:], COLUMNS)
+                magnitudes(sizes[done:], sizes[done:])
+            else:
+                magnitudes(rest, sizes[done:])
+            trim(
+                rest, bits[done:], limits, position + done, keep[segment, i], after,
+                drop[segment, i], until,
+            )  # fmt: skip
+    return bad
+
+
+@inner
+def drawn(
+    i, segment, start, position, chances, chance_codes, key, chance, sizes, unbiased, values
+):  # fmt: skip
+    """Zeros in ``values``, row ``i``'s differences, where they are not drawn."""
+    if chances.size:
+        read(chance_codes[i], chances[i], start, sizes, COLUMNS)
+        draw_each(values, position, key[segment, i], sizes, unbiased)
+    elif chance[segment, i] < 1:
+        draw(values, position, key[segment, i], chance[segment, i])
+
+
 @inner
 def masked(
     i, segment, start, position, n, addresses, codes, scores, score_codes, chances, chance_codes,
@@ -108,22 +188,9 @@ def masked(
     values,
 ):  # fmt: skip
     """Row ``i``'s masked difference in ``values``; returns how many are NaN or Inf before."""
-    read(codes[i], addresses[i], start, values, COLUMNS)
-    bad = subtract(values, base)
-    if trims[segment, i]:
-        if scores.size:
-            j = i if scores.size > 1 else 0
-            read(score_codes[j], scores[j], start, sizes, COLUMNS)
-            magnitudes(sizes, sizes)
-        else:
-            magnitudes(values, sizes)
-        trim(
-            values, bits, limits, position, keep[segment, i], keep_before[segment, i],
-            drop[segment, i], drop_before[segment, i],
-        )  # fmt: skip
-    if chances.size:
-        read(chance_codes[i], chances[i], start, sizes, COLUMNS)
-        draw_each(values, position, key[segment, i], sizes, unbiased)
-    elif chance[segment, i] < 1:
-        draw(values, position, key[segment, i], chance[segment, i])
+    bad = trimmed(
+        i, segment, start, position, n, addresses, codes, scores, score_codes, trims, keep,
+        keep_before, drop, drop_before, base, bits, sizes, limits, values,
+    )  # fmt: skip
+    drawn(i, segment, start, position, chances, chance_codes, key, chance, sizes, unbiased, values)
     return bad

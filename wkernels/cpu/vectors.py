@@ -131,6 +131,7 @@ class Loop:
         """Close the loop; returns the totals after it."""
         builder = self.builder
         advanced = builder.add(self.index, INT(TURN))
+        last = builder.block  # of the body, which may have loops of its own
         for phi, first, later in zip(
             [self.index, *self.totals],
             [INT(0), *self.carried],
@@ -138,13 +139,13 @@ class Loop:
             strict=True,
         ):
             phi.add_incoming(first, self._entry)
-            phi.add_incoming(later, self._body)
+            phi.add_incoming(later, last)
         builder.cbranch(builder.icmp_signed("<", advanced, self._n), self._body, self._done)
         builder.position_at_end(self._done)
         results = [builder.phi(first.type) for first in self.carried]
         for result, first, later in zip(results, self.carried, totals, strict=True):
             result.add_incoming(first, self._entry)
-            result.add_incoming(later, self._body)
+            result.add_incoming(later, last)
         return results
 
 

@@ -30,7 +30,7 @@ def column_factors(
 ) -> list[np.ndarray]:
     """Those of each slot's columns, ``[width, 2]``: the source is read once."""
     grams = [np.zeros((width_of(shape), N_MODELS, N_MODELS)) for shape in shapes]
-    for view in source():
+    for view in source.views():
         rows, base = _split(view)
         for (start, stop), slot in zip(view.segments.tolist(), view.slots, strict=True):
             cpu.column_products(rows, base, start, stop, grams[slot], threads=processors())

@@ -13,7 +13,7 @@ from wkernels.masks import Joint, Mask
 from wspace.cuda import Gpu, rows_of
 from wspace.elementwise.choices import Keep, Varied
 from wspace.elementwise.kernels import Out
-from wspace.elementwise.sources import View
+from wspace.elementwise.sources import Source, View
 from wspace.stream import Chunk
 
 Rows = list[torch.Tensor]
@@ -46,6 +46,9 @@ class OnGpu:
 
         return self._computed(work)
 
+    def sifted(self, source: Source, largest: np.ndarray, sizes: np.ndarray) -> None:
+        """Digits are counted at the rate of the device's memory."""
+
     def digit_counts(self, view: View, prefix: np.ndarray, shift: int, width: int) -> np.ndarray:
         def work() -> np.ndarray:
             counts = view.rows[0].new_zeros((*prefix.shape, 1 << width), dtype=torch.int64)
@@ -61,7 +64,9 @@ class OnGpu:
             lambda: selection.nth_equal(view.rows, view.base, view.segments, bits, left)
         )
 
-    def kept_sums(self, view: View, mask: Mask, sums: np.ndarray, **extra: Any) -> None:
+    def kept_sums(
+        self, view: View, mask: Mask, sums: np.ndarray, wanted: int, **extra: Any
+    ) -> None:
         self._computed(lambda: kept.kept_sums(*_runs(view), mask, sums, **extra))
 
     def agreements(self, view: View, mask: Mask) -> np.ndarray:

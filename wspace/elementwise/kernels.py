@@ -12,7 +12,7 @@ from wkernels.masks import Joint, Mask
 from wspace.devices import Cpu, Device, processors
 from wspace.elementwise.choices import Choice, ColumnSums, Important, Keep, Ranked
 from wspace.elementwise.scores import scores_of
-from wspace.elementwise.sources import View
+from wspace.elementwise.sources import Source, View
 from wspace.stream import Chunk
 
 CPU_ONLY = {
@@ -53,6 +53,13 @@ class Kernels(Protocol):
         """See :func:`wspace.elementwise.scores.scores_of`."""
         ...
 
+    def sifted(
+        self, source: Source, largest: np.ndarray, sizes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """``(bits, before)`` of a ``Mask``, for the ``largest`` of a source's differences in
+        float32, of ``sizes`` elements; None: digits have to be counted."""
+        ...
+
     def digit_counts(self, view: View, prefix: np.ndarray, shift: int, width: int) -> np.ndarray:
         """int64 ``[pieces, rows, 2**width]``; see ``wkernels.cpu.digit_counts``."""
         ...
@@ -61,8 +68,11 @@ class Kernels(Protocol):
         """See ``wkernels.cpu.nth_equal``; reduces ``left``."""
         ...
 
-    def kept_sums(self, view: View, mask: Mask, sums: np.ndarray, **extra: Any) -> None:
-        """Adds to ``sums``, float64 ``[pieces, rows, 4]``; see ``wkernels.cpu.kept_sums``."""
+    def kept_sums(
+        self, view: View, mask: Mask, sums: np.ndarray, wanted: int, **extra: Any
+    ) -> None:
+        """Adds what is ``wanted`` to ``sums``, float64 ``[pieces, rows, 4]``, and may add the rest;
+        see ``wkernels.cpu.kept_sums``."""
         ...
 
     def agreements(self, view: View, mask: Mask) -> np.ndarray:
@@ -136,6 +146,20 @@ class OnCpu:
     def scores(self, keep: Keep, view: View, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
         return scores_of(keep, view, shapes, threads=self._threads)
 
+    def sifted(
+        self, source: Source, largest: np.ndarray, sizes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        sieve = cpu.Sieve(largest, sizes)
+        blocks = sieve.samples()
+        for view in source.at(blocks):
+            sieve.sample(view.rows, _base(view), view.segments, view.slots)
+        for view in source.views() if blocks else ():
+            sieve.sift(view.rows, _base(view), view.segments, view.slots, threads=self._threads)
+        for wanted in sieve.settle():
+            for view in source.at([(wanted.slot, wanted.start)]):
+                sieve.locate(wanted, view.rows, _base(view), *view.segments[0])
+        return None if sieve.open.any() else (sieve.bits, sieve.before)
+
     def digit_counts(self, view: View, prefix: np.ndarray, shift: int, width: int) -> np.ndarray:
         counts = np.zeros((*prefix.shape, 1 << width), np.int64)
         cpu.digit_counts(
@@ -155,8 +179,12 @@ class OnCpu:
             view.rows, _base(view), view.segments, bits, left, threads=self._threads
         )
 
-    def kept_sums(self, view: View, mask: Mask, sums: np.ndarray, **extra: np.ndarray) -> None:
-        cpu.kept_sums(*_runs(view), mask, sums, **_pointers(extra), threads=self._threads)
+    def kept_sums(
+        self, view: View, mask: Mask, sums: np.ndarray, wanted: int, **extra: np.ndarray
+    ) -> None:
+        cpu.kept_sums(
+            *_runs(view), mask, sums, wanted=wanted, **_pointers(extra), threads=self._threads
+        )
 
     def agreements(self, view: View, mask: Mask) -> np.ndarray:
         counts = np.zeros((*mask.keep.shape, 2), np.int64)

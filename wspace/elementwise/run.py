@@ -13,18 +13,20 @@ from wspace.devices import Device
 from wspace.elementwise.choices import ColumnSums, FisherMean, Pull
 from wspace.elementwise.columns import write_columns
 from wspace.elementwise.kernels import Out, kernels_of, worker_for
-from wspace.elementwise.sources import View, view_of
+from wspace.elementwise.sources import Blocks, Source, View, in_memory, view_of
 from wspace.elementwise.statistics import Tables, draw_key
-from wspace.elementwise.work import Work, layout_of, passes_of
+from wspace.elementwise.work import Work, layout_of, times_read
 from wspace.errors import CheckpointError, NonFiniteError
 from wspace.jobs import FileSink, finish
 from wspace.passes import describe_non_finite
 from wspace.profiling import PASS, stage
 from wspace.storage.headers import BITS, KERNEL_NAMES
 from wspace.stream import (
+    CUT,
     OUTPUTS,
     Chunk,
     ChunkPlan,
+    Piece,
     Stream,
 )
 
@@ -55,7 +57,7 @@ class Run:
         """Read in all."""
         return sum(plan.nbytes for plan in self._layout.whole) + sum(
             sum(plan.nbytes for plan in plans)
-            * passes_of(self.work.choices[plans[0].pieces[0].tensor])
+            * times_read(self.work, plans[0].pieces[0].tensor, self._worker)
             for plans in self._layout.cut
         )
 
@@ -103,7 +105,10 @@ class Run:
         for k, (chunk, prepared) in enumerate(self._prepared(whole, progress, has)):
             finish(waiting[k % OUTPUTS])
             buffer = buffers[k % OUTPUTS][: chunk.plan.n * width]
-            bad = sum(self._join(view, tables, buffer) for view, tables in prepared)
+            bad = 0
+            for view, tables in prepared:
+                bad += self._join(view, tables, buffer)
+                tables.forget()
             if bad and not self._allow:
                 raise NonFiniteError(self._describe(chunk))
             waiting[k % OUTPUTS] = sink(chunk, buffer, (0,), self.work.dtype)
@@ -118,23 +123,35 @@ class Run:
             prepared = []
             for view in self._views(chunk):
                 tables = self._tables(view.tensors, whole)
-                tables.prepare(lambda view=view: iter([view]), keep_scores=True)
+                tables.prepare(in_memory(view), keep_scores=True)
                 prepared.append((view, tables))
             yield chunk, prepared
         for plans in self._layout.cut:
             left = _without(plans, skip, progress)
             if not left:  # its statistics are not needed either
-                times = passes_of(self.work.choices[plans[0].pieces[0].tensor])
+                times = times_read(self.work, plans[0].pieces[0].tensor, self._worker)
                 progress((times - 1) * sum(plan.nbytes for plan in plans))
                 continue
             tables = self._tables((plans[0].pieces[0].tensor,), whole)
 
-            def source(plans=plans) -> Iterator[View]:
-                return (self._view(chunk, [0]) for chunk in self._stream(plans, progress))
-
-            tables.prepare(source, keep_scores=False)
+            tables.prepare(self._from_files(plans, progress), keep_scores=False)
             for chunk in self._stream(left, progress):
                 yield chunk, [(self._view(chunk, [0]), tables)]
+
+    def _from_files(self, plans: Sequence[ChunkPlan], progress: Count) -> Source:
+        """One tensor, that is read again each time."""
+        tensor, dtypes = plans[0].pieces[0].tensor, plans[0].dtypes
+        n = self.work.zoo.tensors[tensor].numel
+
+        def at(blocks: Blocks) -> Iterator[View]:
+            pieces = [Piece(tensor, start, min(start + CUT, n), 0) for _, start in blocks]
+            few = [ChunkPlan((piece,), dtypes, piece.stop - piece.start) for piece in pieces]
+            return (self._view(chunk, [0]) for chunk in self._stream(few, lambda _: None))
+
+        def views() -> Iterator[View]:
+            return (self._view(chunk, [0]) for chunk in self._stream(plans, progress))
+
+        return Source(views, at)
 
     def _stream(self, plans: Sequence[ChunkPlan], progress: Count) -> Iterator[Chunk]:
         if not plans:

@@ -115,5 +115,36 @@ def view_of(chunk: Chunk, slots: Sequence[int], rows: Any, base: Any) -> View:
     )
 
 
-Source = Callable[[], Iterator[View]]
-"""All runs of some tensors, in order, from the start each time it is called."""
+Blocks = Sequence[tuple[int, int]]
+"""Slots and starts, counted from the tensor's start: runs of ``CUT`` elements, or up to its end."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Some tensors, from the start each time that :meth:`views` is called, in order."""
+
+    views: Callable[[], Iterator[View]]  # all their runs
+    at: Callable[[Blocks], Iterator[View]]  # those blocks
+
+    def mapped(self, change: Callable[[View], View]) -> Source:
+        return Source(
+            lambda: (change(view) for view in self.views()),
+            lambda blocks: (change(view) for view in self.at(blocks)),
+        )
+
+
+def in_memory(view: View) -> Source:
+    """Whole tensors, one in each slot."""
+
+    def at(blocks: Blocks) -> Iterator[View]:
+        if not blocks:
+            return
+        slots, firsts = np.array(blocks, np.int64).T
+        starts = view.segments[slots, 0] + firsts
+        stops = np.minimum(starts + CUT, view.segments[slots, 1])
+        yield view._replace(
+            segments=np.stack([starts, stops], axis=1), firsts=firsts, slots=slots,
+            tensors=tuple([view.tensors[slot] for slot in slots]),
+        )  # fmt: skip
+
+    return Source(lambda: iter([view]), at)

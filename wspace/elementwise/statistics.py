@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from wkernels import cpu
 from wkernels.masks import BEYOND, Joint, Mask, no_mask
 from wkernels.selection import ALL, Selection
 from wspace.elementwise.choices import (
@@ -25,9 +26,6 @@ from wspace.elementwise.columns import column_factors
 from wspace.elementwise.kernels import Kernels
 from wspace.elementwise.scores import unit_of
 from wspace.elementwise.sources import Source, View
-
-N_SUMS = 4
-"""Of kernels' ``kept_sums``."""
 
 SMALL = 1e-7
 """A sum of magnitudes below which differences are not rescaled, as in mergekit."""
@@ -94,7 +92,7 @@ class Tables:
             if dropped.any():
                 both = np.concatenate([taken, dropped], axis=1)
                 bits, before = self.largest(
-                    _mapped(source, lambda v: self._repeated(v, 2)), both, wide=self._wide
+                    source.mapped(lambda view: self._repeated(view, 2)), both, wide=self._wide
                 )
                 mask.drop[:], mask.drop_before[:] = bits[:, self._n :], before[:, self._n :]
                 bits, before = bits[:, : self._n], before[:, : self._n]
@@ -112,8 +110,9 @@ class Tables:
             self._choose_important(source)
 
     def _choose_varied(self, source: Source, share: float) -> None:
-        scored = _mapped(source, lambda view: self._of_scores(view))
-        sums = self._sums(scored, no_mask(len(self.sizes), 1), ranked=False)
+        scored = source.mapped(self._of_scores)
+        everything = no_mask(len(self.sizes), 1)
+        sums = self._sums(scored, everything, cpu.COUNTS, ranked=False)
         # the product is taken in float32, as it decides the count
         counts = (np.float32(share) * sums[:, :, 3].astype(np.float32)).astype(np.int64)
         bits, before = self.largest(scored, counts, wide=False)
@@ -121,7 +120,7 @@ class Tables:
 
     def _choose_important(self, source: Source) -> None:
         places = [[n - int(share * (n - 1)) for share in (0.5, 0.75, 0.25)] for n in self.sizes]
-        scored = _mapped(source, lambda view: self._of_scores(view, 3))
+        scored = source.mapped(lambda view: self._of_scores(view, 3))
         middle, upper, lower = self._values(scored, np.array(places, np.int64)).T
         threshold = middle + np.float32(1.5) * (upper - lower)
         bits = threshold.astype(np.float32).view(np.int32).astype(np.int64)
@@ -140,9 +139,13 @@ class Tables:
         self, source: Source, counts: np.ndarray, *, wide: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """``(bits, before)`` of the ``counts[slot, row]`` largest magnitudes."""
+        if not wide:
+            sifted = self._kernels.sifted(source, counts, self.sizes)
+            if sifted is not None:
+                return sifted
         found = self._select(source, counts, wide=wide)
         bits, before = found.settle()
-        for view in source() if found.left.any() else ():
+        for view in source.views() if found.left.any() else ():
             left = found.left[view.slots]
             place = self._kernels.nth_equal(view, bits[view.slots], left)
             before[view.slots] = np.where(
@@ -164,7 +167,7 @@ class Tables:
         found = Selection(counts, self.sizes + every, wide=wide)
         for shift, width in found.digits():
             table = np.zeros((*counts.shape, 1 << width), np.int64)
-            for view in source():
+            for view in source.views():
                 part = self._kernels.digit_counts(view, found.prefix[view.slots], shift, width)
                 np.add.at(table, view.slots, part)
             found.narrow(table, width)
@@ -181,9 +184,15 @@ class Tables:
             return {"scores": self._score(view)}
         return {}
 
+    def forget(self) -> None:
+        """Drops the scores of a view that was written."""
+        self._scored = None, None
+
     def _score(self, view: View) -> Any:
         base, scores = self._scored
         if not self._keep_scores or base is not view.base:
+            del scores
+            self.forget()  # before others are made: they are counted once
             scores = self._kernels.scores(self.choice.keep, view, self._shapes)
             self._scored = view.base, scores  # live as long as kernels have their address
         return scores
@@ -198,10 +207,10 @@ class Tables:
 
     # the joint
 
-    def _sums(self, source: Source, mask: Mask, *, ranked: bool) -> np.ndarray:
-        """``kept_sums`` of each slot, float64 ``[slots, rows, 4]``."""
-        sums = np.zeros((len(self.sizes), mask.keep.shape[1], N_SUMS))
-        for view in source():
+    def _sums(self, source: Source, mask: Mask, wanted: int, *, ranked: bool) -> np.ndarray:
+        """The wanted ``kept_sums`` of each slot, float64 ``[slots, rows, 4]``."""
+        sums = np.zeros((len(self.sizes), mask.keep.shape[1], cpu.N_SUMS))
+        for view in source.views():
             extra = {} if view.base is None else self.extra(view)
             if ranked:  # cut at rows: their sums have the same bits wherever a chunk ends
                 units = np.array([unit_of(self.choice, self._shapes[s]) for s in view.slots])
@@ -209,7 +218,8 @@ class Tables:
                 part = np.zeros((len(view.slots), *sums.shape[1:]))
             else:
                 part = sums[view.slots]
-            self._kernels.kept_sums(view, mask.of(view.slots), part, **extra)
+            self._kernels.kept_sums(view, mask.of(view.slots), part, wanted, **extra)
+            del extra  # the scores of two views are never held at once
             if ranked:
                 np.add.at(sums, view.slots, part)
             else:
@@ -222,7 +232,8 @@ class Tables:
         weights = np.broadcast_to(np.array(join.weights, np.float64), (n_slots, n))
         scales, lone = np.ones((n_slots, n)), None
         if join.rescale == "sums" or join.by_square is not None:
-            sums = self._sums(source, self.mask, ranked=isinstance(keep, Ranked))
+            wanted = cpu.SIZES if join.by_square is None else cpu.SQUARES
+            sums = self._sums(source, self.mask, wanted, ranked=isinstance(keep, Ranked))
             if join.by_square is not None:
                 weights = _shares(
                     sums[:, :, 2] / np.maximum(self.sizes, 1)[:, None], join.by_square
@@ -255,7 +266,7 @@ class Tables:
 
     def _lone(self, source: Source, r: float, alpha: float, epsilon: float) -> np.ndarray:
         counts = np.zeros((len(self.sizes), self._n, 2), np.int64)
-        for view in source():
+        for view in source.views():
             part = self._kernels.agreements(view, self.mask.of(view.slots))
             np.add.at(counts, view.slots, part)
         shared, unique = counts[:, :, 0], counts[:, :, 1]
@@ -267,7 +278,3 @@ def _shares(squares: np.ndarray, least: float) -> np.ndarray:
     total = squares.sum(axis=1, keepdims=True)
     small = (total < least) | (total == 0)
     return np.where(small, 1 / squares.shape[1], squares / np.where(small, 1, total))
-
-
-def _mapped(source: Source, change: Callable[[View], View]) -> Source:
-    return lambda: (change(view) for view in source())

@@ -6,8 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from wspace.devices import Device
-from wspace.elementwise.choices import Choice, ColumnSums, Drawn, FisherMean, Largest, Pull, Ranked
+from wkernels import cpu
+from wspace.devices import Device, processors
+from wspace.elementwise.choices import (
+    Choice,
+    ColumnSums,
+    Drawn,
+    FisherMean,
+    Largest,
+    Pull,
+    Ranked,
+    Varied,
+)
 from wspace.elementwise.columns import held_bytes
 from wspace.elementwise.kernels import worker_for
 from wspace.elementwise.scores import unit_of
@@ -51,7 +61,7 @@ def cost_of(work: Work, worker: Device, budget: int) -> Cost:
     read = {k: sum(s.read_bytes for s in tensor.stored) for k, tensor in enumerate(zoo.tensors)}
     for plans in layout.cut:
         tensor = plans[0].pieces[0].tensor
-        read[tensor] *= passes_of(work.choices[tensor])
+        read[tensor] *= times_read(work, tensor, worker)
     plans = layout.plans
     width = BITS[work.dtype] // 8
     held = max((SLOTS * plan.nbytes + OUTPUTS * width * plan.n for plan in plans), default=0)
@@ -67,6 +77,7 @@ def layout_of(work: Work, worker: Device, budget: int) -> Layout:
     most = int(max(1, min(MOST, budget // 8 // tables)))
     scores = _extra_bytes(work, worker)
     room = budget - most * tables - derived_workspace(t.stored for t in zoo.tensors)
+    room -= processors() * max(map(_line_bytes, work.choices, zoo.tensors), default=0)
     out_bytes = BITS[work.dtype] // 8
     choice_of = {
         id(tensor): choice for tensor, choice in zip(zoo.tensors, work.choices, strict=True)
@@ -94,21 +105,43 @@ def _extra_bytes(work: Work, worker: Device) -> int:
         converted = max((8 if "F64" in dtypes else 4 for dtypes in mixed), default=0)
     tensors = zip(work.choices, work.zoo.tensors, strict=True)
     pairs = {(choice, tensor.shape) for choice, tensor in tensors if tensor.numel}
-    scores = max((_score_bytes_of(*pair, len(work.zoo)) for pair in pairs), default=0)
+    sifts = worker.name == "cpu"
+    scores = max((_score_bytes_of(*pair, len(work.zoo), sifts) for pair in pairs), default=0)
     return scores + converted * len(work.zoo)
 
 
-def _score_bytes_of(choice: Choice, shape: tuple[int, ...], n_models: int) -> int:
+def _score_bytes_of(choice: Choice, shape: tuple[int, ...], n_models: int, sifts: bool) -> int:
     if isinstance(choice.join, ColumnSums):
         return held_bytes(shape)
     if isinstance(choice.keep, Ranked):
         return 4 * n_models
-    return 0 if isinstance(choice.keep, Largest | Drawn) else 4
+    if isinstance(choice.keep, Largest):
+        n_rows = n_models * (2 if choice.keep.outliers else 1)
+        return sifts * _kept_bytes(n_rows)
+    if isinstance(choice.keep, Varied):
+        return 4 + sifts * _kept_bytes(1)
+    return 0 if isinstance(choice.keep, Drawn) else 4
 
 
-def passes_of(choice: Choice, bits: int = 16) -> int:
-    """Times that a tensor which does not fit into a chunk is read, the writing one included."""
-    digits = 6 if bits == 64 else 3
+def _kept_bytes(n_rows: int) -> int:
+    """Of each element, while thresholds are found by a sieve."""
+    return -(-4 * n_rows // cpu.ROOM)
+
+
+def _line_bytes(choice: Choice, tensor: ZooTensor) -> int:
+    """What a thread holds while it ranks a line, or the lines that lie between each other."""
+    return 28 * unit_of(choice, tensor.shape) if isinstance(choice.keep, Ranked) else 0
+
+
+def times_read(work: Work, tensor: int, worker: Device) -> int:
+    """How often one is read that does not fit into a chunk, the writing one included."""
+    wide = "F64" in work.zoo.tensors[tensor].dtypes
+    return passes_of(work.choices[tensor], sifted=worker.name == "cpu" and not wide)
+
+
+def passes_of(choice: Choice, *, sifted: bool = True) -> int:
+    """Passes over a tensor; ``sifted``: thresholds are found as on the CPU, in float32."""
+    selection = 1 if sifted else 4  # or digits are counted, and equal magnitudes
     keep, join = choice.keep, choice.join
     if isinstance(join, Pull | FisherMean):
         return 1
@@ -116,7 +149,7 @@ def passes_of(choice: Choice, bits: int = 16) -> int:
         return 2
     count = 1
     name = type(keep).__name__
-    count += {"Largest": digits + 1, "Varied": digits + 2, "Important": digits}.get(name, 0)
+    count += {"Largest": selection, "Varied": 1 + selection, "Important": 3}.get(name, 0)
     if join.rescale == "sums" or join.by_square is not None or join.alone:
         count += 1
     return count

@@ -1,0 +1,270 @@
+"""The loops over differences from a base, as LLVM vectors: thresholds, elections, 64 a turn.
+
+What they compute element by element is what the plain loops of ``masks``, ``selection`` and
+``consensus`` compute, to the bit; those do what is left over, and the types that are not here.
+Arguments named after memory are int64 addresses, aligned to their elements.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from wkernels.cpu.vectors import DOUBLE, FLOAT, INT, INT32, LANES, STORED, TURN, Loop, lanes
+
+_MAGNITUDE = 0x7FFFFFFF
+_INFINITY = 0x7F800000
+
+
+def _constant(element, number):
+    return ir.Constant(lanes(element), [number] * LANES)
+
+
+def _spread(builder, scalar):
+    """A vector that holds one number in all lanes."""
+    nothing = ir.Constant(lanes(scalar.type), ir.Undefined)
+    first = builder.insert_element(nothing, scalar, INT32(0))
+    return builder.shuffle_vector(first, nothing, _constant(INT32, 0))
+
+
+def _called(builder, name: str, result, arguments):
+    signature = ir.FunctionType(result, [argument.type for argument in arguments])
+    function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.{name}")
+    return builder.call(function, arguments)
+
+
+def _fma(builder, a, b, c):
+    kind = "f32" if a.type.element == FLOAT else "f64"
+    return _called(builder, f"fma.v{a.type.count}{kind}", a.type, [a, b, c])
+
+
+def _counted(builder, so_far, mask):
+    return builder.sub(so_far, builder.sext(mask, lanes(INT32)))
+
+
+def _sum(builder, counts):
+    total = _called(builder, f"vector.reduce.add.v{LANES}i32", INT32, [counts])
+    return builder.zext(total, INT)
+
+
+def _difference(builder, loop, row, name: str, base, k: int):
+    """Vector ``k`` of this turn's differences, and the bits of their magnitudes."""
+    value = builder.fsub(loop.load_row(row, name, k), loop.load(base, FLOAT, 4, k))
+    bits = builder.bitcast(value, lanes(INT32))
+    return value, builder.and_(bits, _constant(INT32, _MAGNITUDE))
+
+
+def _loaded(builder, address, element, i):
+    """Element ``i`` of an array of numbers."""
+    size = 8 if element in (INT, DOUBLE) else 4
+    place = builder.add(address, builder.mul(INT(size), i))
+    return builder.load(builder.inttoptr(place, element.as_pointer()))
+
+
+def _sift(name: str):
+    @intrinsic
+    def sift(context, row, n, base, limits, out, tally, ahead):
+        """Of the magnitudes' bits: counts, and those between two limits.
+
+        ``limits``: int32 ``low, high``. Adds to ``tally`` (int64) how many are above ``high``,
+        equal to it, and equal to ``low``; stores what is strictly between them at ``out`` (int32,
+        with room for ``LANES`` more), in order, and returns how many those are.
+        """
+
+        def generate(context, builder, signature, args):
+            row, n, base, limits, out, tally, ahead = args
+
+            low, high = (_spread(builder, _loaded(builder, limits, INT32, INT(k))) for k in (0, 1))
+            nothing = _constant(INT32, 0)
+            loop = Loop(builder, n, [nothing, nothing, nothing, INT(0)])
+            above, at_high, at_low, position = loop.totals
+            loop.fetch(row, name, ahead)
+            for k in range(TURN // LANES):
+                _, bits = _difference(builder, loop, row, name, base, k)
+                above = _counted(builder, above, builder.icmp_signed(">", bits, high))
+                at_high = _counted(builder, at_high, builder.icmp_signed("==", bits, high))
+                at_low = _counted(builder, at_low, builder.icmp_signed("==", bits, low))
+                inside = builder.and_(
+                    builder.icmp_signed("<", bits, high), builder.icmp_signed(">", bits, low)
+                )
+                packed = _called(
+                    builder, f"experimental.vector.compress.v{LANES}i32", lanes(INT32),
+                    [bits, inside, nothing],
+                )  # fmt: skip
+                place = builder.add(out, builder.mul(position, INT(4)))
+                stored = builder.store(packed, builder.inttoptr(place, lanes(INT32).as_pointer()))
+                stored.align = 4
+                which = builder.bitcast(inside, ir.IntType(LANES))
+                which = _called(builder, f"ctpop.i{LANES}", which.type, [which])
+                position = builder.add(position, builder.zext(which, INT))
+            *counts, position = loop.end([above, at_high, at_low, position])
+            for k, count in enumerate(counts):
+                total = builder.add(_loaded(builder, tally, INT, INT(k)), _sum(builder, count))
+                place = builder.add(tally, INT(8 * k))
+                builder.store(total, builder.inttoptr(place, INT.as_pointer()))
+            return position
+
+        return types.int64(*[types.int64] * 7), generate
+
+    return sift
+
+
+SIFTS = {name: _sift(name) for name in STORED}
+
+
+def _trim(name: str):
+    @intrinsic
+    def trim(context, row, n, base, limits, out, ahead):
+        """``out``: the differences whose magnitude's bits are in ``low < bits <= high``, else 0.
+
+        ``limits``: int32 ``low, high``. Returns whether all differences are finite.
+        """
+
+        def generate(context, builder, signature, args):
+            row, n, base, limits, out, ahead = args
+            low, high = (_spread(builder, _loaded(builder, limits, INT32, INT(k))) for k in (0, 1))
+            zero = _constant(FLOAT, 0.0)
+            loop = Loop(builder, n, [_constant(INT32, 0)])
+            (largest,) = loop.totals
+            loop.fetch(row, name, ahead)
+            for k in range(TURN // LANES):
+                value, bits = _difference(builder, loop, row, name, base, k)
+                largest = builder.select(builder.icmp_signed(">", bits, largest), bits, largest)
+                inside = builder.and_(
+                    builder.icmp_signed(">", bits, low), builder.icmp_signed("<=", bits, high)
+                )
+                loop.store(builder.select(inside, value, zero), out, FLOAT, 4, k)
+            (largest,) = loop.end([largest])
+            finite = builder.icmp_signed("<", largest, _constant(INT32, _INFINITY))
+            which = builder.bitcast(finite, ir.IntType(LANES))
+            return builder.icmp_unsigned("==", which, ir.Constant(ir.IntType(LANES), -1))
+
+        return types.boolean(*[types.int64] * 6), generate
+
+    return trim
+
+
+TRIMS = {name: _trim(name) for name in STORED}
+
+
+def _over_rows(builder, n_rows, first, step):
+    """``totals = step(i, totals)`` for each of ``n_rows`` (at least 1), from ``first`` on."""
+    entry = builder.block
+    body, done = builder.append_basic_block("row"), builder.append_basic_block("rows")
+    builder.branch(body)
+    builder.position_at_end(body)
+    i = builder.phi(INT)
+    totals = [builder.phi(total.type) for total in first]
+    results = step(i, totals)
+    following = builder.add(i, INT(1))
+    for phi, start, later in zip(
+        [i, *totals], [INT(0), *first], [following, *results], strict=True
+    ):
+        phi.add_incoming(start, entry)
+        phi.add_incoming(later, builder.block)
+    builder.cbranch(builder.icmp_signed("<", following, n_rows), body, done)
+    builder.position_at_end(done)
+    return results
+
+
+TOGETHER = 2
+"""Vectors of an election: their sums are independent, and fill the time that one's would wait."""
+
+
+def _join(elect: bool, divide: bool):
+    @intrinsic
+    def join(context, values, row_bytes, n_rows, n, base, tables, options, out):
+        """``out = base + scale * sum_i factor_i v_i / shares`` over the rows that agree.
+
+        ``values``: float32 rows of masked differences, ``row_bytes`` apart. ``tables``: addresses
+        (a tuple) of float32 ``factor, vote, share``; ``options``: float32 ``least, undecided,
+        scale``. What agrees, and how it is divided, is told in ``masks.Joint``.
+        """
+
+        def generate(context, builder, signature, args):
+            values, row_bytes, n_rows, n, base, tables, options, out = args
+            factors, votes, shares = (builder.extract_value(tables, k) for k in range(3))
+            least, undecided, scale = (_loaded(builder, options, FLOAT, INT(k)) for k in range(3))
+            guarded = builder.fcmp_ordered(">", least, FLOAT(0.0))
+            least, undecided, scale = (_spread(builder, x) for x in (least, undecided, scale))
+            zero, one, minus = (_constant(FLOAT, x) for x in (0.0, 1.0, -1.0))
+            nobody = ir.Constant(lanes(DOUBLE), [0.0] * LANES)
+            loop = Loop(builder, n)
+
+            def number(table, i):
+                return _spread(builder, _loaded(builder, table, FLOAT, i))
+
+            for first in range(0, TURN // LANES, TOGETHER):
+                ks = range(first, first + TOGETHER)
+
+                def row_of(i, ks=ks):
+                    row = builder.add(values, builder.mul(row_bytes, i))
+                    return [loop.load(row, FLOAT, 4, k) for k in ks]
+
+                def poll(i, polls, row_of=row_of):
+                    weight = builder.fpext(number(votes, i), lanes(DOUBLE))
+                    return [
+                        _fma(builder, builder.fpext(value, lanes(DOUBLE)), weight, so_far)
+                        for value, so_far in zip(row_of(i), polls, strict=True)
+                    ]
+
+                def agreeing(i, value, sign):
+                    vote = number(votes, i)
+                    up = builder.fcmp_ordered(">", vote, zero)
+                    down = builder.fcmp_ordered("<", vote, zero)
+                    vote = builder.select(up, one, builder.select(down, minus, zero))
+                    product = builder.fmul(value, builder.fmul(vote, sign))
+                    against = builder.fcmp_ordered("<=", product, zero)
+                    return builder.select(against, zero, value)
+
+                elected = []
+                if elect:
+                    for sum_ in _over_rows(builder, n_rows, [nobody] * TOGETHER, poll):
+                        up = builder.fcmp_ordered(">", sum_, nobody)
+                        down = builder.fcmp_ordered("<", sum_, nobody)
+                        sign = builder.select(down, minus, undecided)
+                        elected.append(builder.select(up, one, sign))
+
+                def add(i, totals, row_of=row_of, elected=elected, agreeing=agreeing):
+                    row = row_of(i)
+                    if elect:
+                        row = [agreeing(i, *pair) for pair in zip(row, elected, strict=True)]
+                    factor = number(factors, i)
+                    sums = [
+                        _fma(builder, value, factor, so_far)
+                        for value, so_far in zip(row, totals[:TOGETHER], strict=True)
+                    ]
+                    share = number(shares, i)
+                    for value, so_far in zip(row, totals[TOGETHER:], strict=False):
+                        counts = builder.fcmp_unordered("!=", value, zero)
+                        counted = builder.select(counts, share, zero)
+                        sums.append(builder.fadd(so_far, counted))
+                    return sums
+
+                start = [zero] * (2 * TOGETHER if divide else TOGETHER)
+                totals = _over_rows(builder, n_rows, start, add)
+                for k, total in zip(ks, totals, strict=False):
+                    if divide:
+                        share = totals[TOGETHER + k - first]
+                        small = builder.fcmp_ordered("<", share, least)
+                        small = builder.and_(small, _spread(builder, guarded))
+                        share = builder.select(small, least, share)
+                        some = builder.fcmp_unordered("!=", share, zero)
+                        total = builder.fdiv(total, builder.select(some, share, one))
+                    total = _fma(builder, total, scale, loop.load(base, FLOAT, 4, k))
+                    loop.store(total, out, FLOAT, 4, k)
+            loop.end()
+            return context.get_dummy_value()
+
+        int64 = types.int64
+        three = types.UniTuple(int64, 3)
+        return types.void(int64, int64, int64, int64, int64, three, int64, int64), generate
+
+    return join
+
+
+JOINS = {
+    (elect, divide): _join(elect, divide) for elect in (False, True) for divide in (False, True)
+}

@@ -1,0 +1,165 @@
+"""Thresholds of the largest magnitudes in one read, from limits that a sample gives.
+
+A sample of a tensor tells two limits that its threshold is almost surely between. One read counts
+what is beyond them, and keeps what is between: among those the threshold is found. Where the sample
+misled, which the counts show, the answer is left open. So the sample decides nothing but the time.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from wkernels.cpu import sifting
+from wkernels.cpu.blocks import BLOCK, blocks_of
+from wkernels.cpu.parallel import over_ranges
+from wkernels.cpu.pointers import Pointers
+from wkernels.cpu.vectors import LANES, TURN
+from wkernels.masks import BEYOND, NOTHING
+
+SAMPLE = 1 << 14
+"""Elements in the sample of a large tensor."""
+
+SAMPLED_BLOCKS = 64
+"""Blocks that they come from."""
+
+SPREAD = 5.0
+"""Standard deviations of the sample's rank between the limits and where the threshold should be."""
+
+ROOM = 8
+"""Of so many elements, one may be between the limits; where there are more, the answer is open."""
+
+
+class Wanted(NamedTuple):
+    """The ``nth`` element equal to a threshold, in a block of a row of a tensor."""
+
+    slot: int
+    row: int
+    start: int  # of the block, counted from the tensor's start
+    nth: int
+
+
+class Sieve:
+    """Thresholds of the ``largest[t, i]`` largest of ``sizes[t]`` differences, in float32.
+
+    1. :meth:`sample` elements of the blocks that :meth:`samples` names, in that order
+    2. :meth:`sift` all elements of all tensors, in order
+    3. :meth:`settle`; and where equal magnitudes are divided, :meth:`locate` what it wants
+    4. ``bits`` and ``before`` are the tables of a ``Mask``, except where ``open`` is true
+    """
+
+    def __init__(self, largest: np.ndarray, sizes: np.ndarray) -> None:
+        self.largest = np.ascontiguousarray(largest, np.int64)
+        self.sizes = np.ascontiguousarray(sizes, np.int64)
+        none = self.largest <= 0
+        every = self.largest >= self.sizes[:, None]
+        self.bits = np.where(none, BEYOND["float64"], np.where(every, NOTHING, 0))
+        self.before = np.zeros(largest.shape, np.int64)
+        self.open = ~(none | every)
+        self._limits = np.zeros((*largest.shape, 2), np.int32)
+        self._samples: list[np.ndarray] = []
+        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._kept: list[np.ndarray] = []  # what the addresses in the parts point to
+
+    def samples(self) -> list[tuple[int, int]]:
+        """``(tensor, start)`` of the blocks to be sampled."""
+        found = []
+        for slot in np.flatnonzero(self.open.any(axis=1)):
+            n_blocks = -(-int(self.sizes[slot]) // BLOCK)
+            some = np.unique(np.linspace(0, n_blocks - 1, min(n_blocks, SAMPLED_BLOCKS), dtype=int))
+            found += [(int(slot), int(block) * BLOCK) for block in some]
+        return found
+
+    def sample(self, rows: Pointers, base: Pointers, segments: np.ndarray, slots: np.ndarray):
+        """``segments``: the blocks, and their tensors."""
+        n_blocks = np.minimum(-(-self.sizes // BLOCK), SAMPLED_BLOCKS)[slots]
+        lengths = segments[:, 1] - segments[:, 0]
+        share = -(-SAMPLE // (n_blocks * TURN)) * TURN
+        counts = np.minimum(lengths, share)
+        steps = np.maximum(lengths // np.maximum(counts // TURN, 1) // TURN, 1) * TURN
+        ends = np.cumsum(counts)
+        taken = np.empty((len(rows), int(ends[-1])), np.int32)
+        sifting.gather(*rows, *base, segments, steps, ends - counts, ends, taken)
+        self._samples.append(np.repeat(slots, counts))
+        self._samples.append(taken)
+
+    def _bracket(self) -> None:
+        slots = np.concatenate(self._samples[::2])
+        taken = np.concatenate(self._samples[1::2], axis=1)
+        edges = np.searchsorted(slots, np.arange(len(self.sizes) + 1))
+        self._samples = []
+        sifting.bracket(taken, edges, self.sizes, self.largest, self.open, SPREAD, self._limits)
+
+    def sift(
+        self, rows: Pointers, base: Pointers, segments: np.ndarray, slots: np.ndarray, *,
+        threads: int,
+    ) -> None:  # fmt: skip
+        """``segments``: runs of the tensors in ``slots``, from block to block."""
+        if self._samples:
+            self._bracket()
+        blocks = blocks_of(segments)
+        n_blocks, n_rows = len(blocks.ranges), len(rows)
+        owners = slots[blocks.segments]
+        room = int((segments[:, 1] - segments[:, 0]).sum()) // ROOM
+        share = -(-room // max(n_blocks, 1))
+        counts = np.zeros((n_blocks, n_rows, 4), np.int64)
+        places = np.zeros((n_blocks, n_rows), np.int64)
+
+        def work(start: int, stop: int) -> np.ndarray:
+            kept = np.empty((n_rows, share * (stop - start) + BLOCK + LANES), np.int32)
+            sifting.sift(
+                *rows, *base, blocks.ranges, owners, start, stop, self._limits, self.open, kept,
+                counts, places,
+            )  # fmt: skip
+            return kept
+
+        self._kept += over_ranges(work, n_blocks, step=1, threads=threads, least=4)
+        self._parts.append((owners, counts, places))
+
+    def settle(self) -> list[Wanted]:
+        """Which elements are to be located; all tensors have been sifted."""
+        if not self._parts:
+            return []
+        owners, counts, places = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        edges = np.searchsorted(owners, np.arange(len(self.sizes) + 1))
+        shape = self.largest.shape
+        block, nth = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        sifting.resolve(
+            edges, counts, places, self._limits, self.largest, self.open, self.bits, self.before,
+            block, nth,
+        )  # fmt: skip
+        self._parts, self._kept = [], []
+        return [
+            Wanted(int(slot), int(row), int(block[slot, row]) * BLOCK, int(nth[slot, row]))
+            for slot, row in np.argwhere(nth)
+        ]
+
+    def locate(self, wanted: Wanted, rows: Pointers, base: Pointers, start: int, stop: int) -> None:
+        """The wanted block is ``start`` to ``stop`` of these rows."""
+        i = wanted.row
+        place = sifting.place(
+            rows.addresses[i], rows.codes[i], *base, start, stop, self.bits[wanted.slot, i],
+            wanted.nth,
+        )  # fmt: skip
+        self.before[wanted.slot, i] = wanted.start + place
+
+
+def sieved(
+    rows: Pointers, base: Pointers, segments: np.ndarray, largest: np.ndarray, *, threads: int
+) -> Sieve:
+    """A sieve's answers for tensors that are in memory, one in each segment."""
+    sieve = Sieve(largest, segments[:, 1] - segments[:, 0])
+    slots = np.arange(len(segments))
+    blocks = np.array(sieve.samples(), np.int64).reshape(-1, 2)
+    if not len(blocks):
+        return sieve
+    starts = segments[blocks[:, 0], 0] + blocks[:, 1]
+    stops = np.minimum(starts + BLOCK, segments[blocks[:, 0], 1])
+    sieve.sample(rows, base, np.stack([starts, stops], axis=1), blocks[:, 0])
+    sieve.sift(rows, base, segments, slots, threads=threads)
+    for wanted in sieve.settle():
+        start, stop = segments[wanted.slot]
+        start += wanted.start
+        sieve.locate(wanted, rows, base, start, min(start + BLOCK, stop))
+    return sieve

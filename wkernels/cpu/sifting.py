@@ -1,0 +1,229 @@
+"""The loops of a sieve: a sample, the limits it gives, and what is beyond and between them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray
+
+from wkernels.cpu.blocks import BLOCK
+from wkernels.cpu.differences import SIFTS
+from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, WIDTHS, read
+from wkernels.cpu.jit import inner, kernel, pointer
+from wkernels.cpu.masks import magnitudes, subtract
+from wkernels.cpu.vectors import LANES, TURN
+from wkernels.selection import ALL
+
+COLUMNS = 2048
+
+_ABOVE, _AT_HIGH, _AT_LOW, _BETWEEN = range(4)
+_TOP = np.int64((1 << 31) - 1)
+
+
+@kernel
+def gather(addresses, codes, base_address, base_code, segments, steps, starts, ends, taken):
+    values = np.empty(TURN, np.float32)
+    base = np.zeros(TURN, np.float32)
+    for block in range(segments.shape[0]):
+        place = segments[block, 0]
+        at = starts[block]
+        while at < ends[block]:
+            n = min(TURN, ends[block] - at)
+            if base_address.size == 1:
+                read(base_code[0], base_address[0], place, base[:n], 0)
+            for i in range(addresses.size):
+                read(codes[i], addresses[i], place, values[:n], 0)
+                subtract(values[:n], base[:n])
+                magnitudes(values[:n], taken[i, at : at + n].view(np.float32))
+            place += steps[block]
+            at += n
+
+
+@inner
+def _nth_largest(bits, nth, counts):
+    """The ``nth``-th (from 1) of some magnitudes' bits."""
+    prefix = np.int32(0)
+    shift = 31
+    while shift > 0:
+        width = 11 if shift == 31 else 10
+        above, shift = shift, shift - width
+        mask = np.int32((1 << width) - 1)
+        counts[:] = 0
+        for k in range(bits.size):
+            if np.int64(bits[k]) >> above == np.int64(prefix) >> above:
+                counts[(bits[k] >> shift) & mask] += 1
+        digit = np.int64(mask)
+        while counts[digit] < nth:
+            nth -= counts[digit]
+            digit -= 1
+        prefix |= np.int32(digit << shift)
+    return prefix
+
+
+@kernel
+def bracket(taken, edges, sizes, largest, wanted, spread, limits):
+    counts = np.empty(2048, np.int64)
+    for slot in range(sizes.size):
+        for i in range(taken.shape[0]):
+            if not wanted[slot, i]:
+                continue
+            bits = taken[i, edges[slot] : edges[slot + 1]]
+            n = bits.size
+            share = largest[slot, i] / sizes[slot]
+            away = 0.0
+            if n < sizes[slot]:
+                away = spread * np.sqrt(n * share * (1 - share)) + 4
+            first = np.int64(np.floor(share * n - away))
+            last = np.int64(np.ceil(share * n + away))
+            if n == sizes[slot]:
+                first = last = largest[slot, i]
+            limits[slot, i, 0] = -1 if last > n else _nth_largest(bits, last, counts)
+            limits[slot, i, 1] = _TOP if first < 1 else _nth_largest(bits, first, counts)
+
+
+_sift_bfloat16, _sift_float16, _sift_float32 = (
+    SIFTS[name] for name in ("bfloat16", "float16", "float32")
+)
+
+
+@inner
+def _sift_row(code, address, start, n, base, values, limits, out, tally):
+    """Returns how many magnitudes are between the limits; those are at the start of ``out``."""
+    whole = n - n % TURN
+    row = address + start * WIDTHS[code]
+    place = out.ctypes.data
+    count = np.int64(0)
+    origin, edges, counts = base.ctypes.data, limits.ctypes.data, tally.ctypes.data
+    if code == BFLOAT16:
+        count = _sift_bfloat16(row, whole, origin, edges, place, counts, COLUMNS)
+    elif code == FLOAT32:
+        count = _sift_float32(row, whole, origin, edges, place, counts, COLUMNS)
+    elif code == FLOAT16:
+        count = _sift_float16(row, whole, origin, edges, place, counts, COLUMNS)
+    else:
+        whole = 0
+    if whole < n:
+        rest = values[: n - whole]
+        read(code, address, start + whole, rest, 0)
+        subtract(rest, base[whole:n])
+        magnitudes(rest, rest)
+        bits = rest.view(np.int32)
+        for k in range(bits.size):
+            tally[0] += np.int64(bits[k] > limits[1])
+            tally[1] += np.int64(bits[k] == limits[1])
+            tally[2] += np.int64(bits[k] == limits[0])
+            if limits[0] < bits[k] < limits[1]:
+                out[count] = bits[k]
+                count += 1
+    return count
+
+
+@kernel
+def sift(
+    addresses, codes, base_address, base_code, ranges, owners, first, last, limits, wanted, kept,
+    counts, places,
+):  # fmt: skip
+    base = np.zeros(COLUMNS, np.float32)
+    values = np.empty(COLUMNS, np.float32)
+    filled = np.zeros(addresses.size, np.int64)
+    for block in range(first, last):
+        slot = owners[block]
+        for i in range(addresses.size):
+            places[block, i] = kept[i, filled[i] :].ctypes.data
+        for start in range(ranges[block, 0], ranges[block, 1], COLUMNS):
+            n = min(COLUMNS, ranges[block, 1] - start)
+            if base_address.size == 1:
+                read(base_code[0], base_address[0], start, base[:n], COLUMNS)
+            for i in range(addresses.size):
+                if wanted[slot, i]:
+                    counts[block, i, _BETWEEN] += _sift_row(
+                        codes[i], addresses[i], start, n, base[:n], values, limits[slot, i],
+                        kept[i, filled[i] + counts[block, i, _BETWEEN] :], counts[block, i],
+                    )  # fmt: skip
+        for i in range(addresses.size):
+            if filled[i] + counts[block, i, _BETWEEN] + BLOCK + LANES > kept.shape[1]:
+                counts[block, i, _BETWEEN] = -1  # the next block might not have room
+            else:
+                filled[i] += counts[block, i, _BETWEEN]
+
+
+@kernel
+def resolve(edges, counts, places, limits, largest, open_, bits, before, block, nth):
+    digits = np.empty(2048, np.int64)
+    for slot in range(largest.shape[0]):
+        first, last = edges[slot], edges[slot + 1]
+        for i in range(largest.shape[1]):
+            if not open_[slot, i]:
+                continue
+            above, at_high, at_low, between = 0, 0, 0, 0
+            whole = True
+            for b in range(first, last):
+                above += counts[b, i, _ABOVE]
+                at_high += counts[b, i, _AT_HIGH]
+                at_low += counts[b, i, _AT_LOW]
+                between += counts[b, i, _BETWEEN]
+                whole &= counts[b, i, _BETWEEN] >= 0
+            low, high = limits[slot, i, 0], limits[slot, i, 1]
+            left = largest[slot, i] - above
+            column = _AT_HIGH
+            value = high
+            equal = at_high
+            if not whole or left <= 0:
+                continue
+            if left > at_high:
+                left -= at_high
+                if left <= between:
+                    inside = np.empty(between, np.int32)
+                    at = 0
+                    for b in range(first, last):
+                        n = counts[b, i, _BETWEEN]
+                        inside[at : at + n] = carray(pointer(places[b, i]), (n,), np.int32)
+                        at += n
+                    column = _BETWEEN
+                    value = _nth_largest(inside, left, digits)
+                    equal = 0
+                    for k in range(between):
+                        left -= inside[k] > value
+                        equal += inside[k] == value
+                else:
+                    left -= between
+                    column, value, equal = _AT_LOW, low, at_low
+                    if left > at_low or low == high:
+                        continue
+            open_[slot, i] = False
+            bits[slot, i] = value
+            before[slot, i] = ALL
+            if left == equal:
+                continue
+            b = first
+            while True:
+                n = counts[b, i, column]
+                if column == _BETWEEN:
+                    inside = carray(pointer(places[b, i]), (n,), np.int32)
+                    n = 0
+                    for k in range(inside.size):
+                        n += inside[k] == value
+                if left <= n:
+                    break
+                left -= n
+                b += 1
+            block[slot, i] = b - first
+            nth[slot, i] = left
+
+
+@kernel
+def place(address, code, base_address, base_code, start, stop, value, nth):
+    """The place after the ``nth`` element of a run with these bits, counted from its start."""
+    values = np.empty(stop - start, np.float32)
+    base = np.zeros(stop - start, np.float32)
+    read(code, address, start, values, 0)
+    if base_address.size == 1:
+        read(base_code[0], base_address[0], start, base, 0)
+    subtract(values, base)
+    magnitudes(values, values)
+    bits = values.view(np.int32)
+    for k in range(bits.size):
+        if bits[k] == value:
+            nth -= 1
+            if nth == 0:
+                return k + 1
+    return -1
