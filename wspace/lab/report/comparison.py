@@ -22,6 +22,7 @@ from wspace.lab.report.formats import (
 from wspace.lab.report.words import ends_and_middle, first_runs, question
 
 CLUSTERED = 0.8  # share of models in a cluster of their own group that counts as clustered
+PAPER_F1 = 0.65  # mean, of four families
 FLAT = 0.1  # of the members' loss: above it by no more than this, at their radius, is flat
 
 PAPER_BETTER = {
@@ -67,10 +68,14 @@ def comparison(results: Mapping[str, Any]) -> list[Claim]:
 def _clusters(found: Mapping[str, Any]) -> list[Claim]:
     claims = []
     for run in first_runs(found):
-        families = question(run["name"]) == "family"
-        paper = {3: "90 %", 4: "mean F1 65 %"}.get(run["k"], NOTHING) if families else "98 %"
-        accuracy = real(run["scores"]["majority"]["accuracy"])
         title = f"models cluster by {question(run['name'])} (k = {run['k']})"
+        scores = run["scores"]["majority"]
+        accuracy, f1 = real(scores["accuracy"]), real(scores["mean_f1"])
+        if question(run["name"]) == "family" and run["k"] == 4:  # the fourth: Twitter, a domain
+            here = f"{percent(accuracy)}; mean F1 {percent(f1)}"
+            claims.append(Claim(title, "mean F1 65 %", here, f1 >= CLUSTERED * PAPER_F1))
+            continue
+        paper = {3: "90 %"}.get(run["k"], NOTHING) if "family" in title else "98 %"
         claims.append(Claim(title, paper, percent(accuracy), accuracy >= CLUSTERED))
     return claims
 

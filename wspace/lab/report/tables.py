@@ -87,8 +87,9 @@ def clusters(found: Mapping[str, Any]) -> list[Table]:
              number(scores["hungarian"]["f1"][group], 2)]
             for group in scores["groups"]
         ]  # fmt: skip
-        title = f"F1 of each {question(run['name'])}, by cosine and spectral clustering"
-        columns = (question(run["name"]), "models", "F1", "F1, one to one")
+        what = question(run["name"])
+        title = f"F1 of each {what}, by cosine and spectral clustering (k = {run['k']})"
+        columns = (what, "models", "F1", "F1, one to one")
         made.append(Table(title, columns, rows))
     names = {"same-dataset": "one data set", "same-family": "one family", "across": "two families"}
     rows = [
