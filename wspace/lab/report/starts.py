@@ -27,7 +27,7 @@ def _targets(regime: str, count: Any, accuracies: Mapping, rates: Mapping[str, f
     targets = list(dict.fromkeys(task for task, _ in accuracies))
     starts = [start for start in STARTS if any(key[1] == start for key in accuracies)]
     rows = "all rows" if count == "all" else f"{count} rows"
-    figure, panel = axes(f"After BitFit: {REGIMES[regime]} regime, {rows}", "test accuracy",
+    figure, panel = axes(f"BitFit, {REGIMES[regime]} regime, {rows}", "test accuracy",
                          height=1.5 + 0.3 * len(targets))  # fmt: skip
     look = dict(zip(STARTS, zip((INK, *COLOURS), "oD^", strict=False), strict=False))
     for place, task in enumerate(targets):
