@@ -1,9 +1,12 @@
 """Shared by all tests. Triton reads TRITON_INTERPRET when a kernel's module is first imported."""
 
 import os
+import signal
 
 os.environ["TRITON_INTERPRET"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# tests that were started in the background ignore SIGINT, and so would the programs that they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 

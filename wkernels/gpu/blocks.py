@@ -37,7 +37,7 @@ class Group:
     spans: np.ndarray  # int64 [n_spans, 3]: segment, its first block here, and one past its last
 
 
-def cut(segments: np.ndarray, length: int = BLOCK) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cut(segments: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Blocks of all segments, in order: the first element, the length and the segment of each."""
     n_blocks = -(-(segments[:, 1] - segments[:, 0]) // length)
     owners = np.repeat(np.arange(len(segments)), n_blocks)
@@ -48,7 +48,7 @@ def cut(segments: np.ndarray, length: int = BLOCK) -> tuple[np.ndarray, np.ndarr
 
 def groups(segments: np.ndarray, bytes_a_block: int) -> Iterator[Group]:
     """The blocks of all segments, as many at a time as one launch takes."""
-    starts, lengths, owners = cut(segments)
+    starts, lengths, owners = cut(segments, BLOCK)
     at_once = min(max(1, WORKSPACE_BYTES // bytes_a_block), GROUP_BLOCKS)
     for first in range(0, len(starts), at_once):
         here = slice(first, first + at_once)
