@@ -5,13 +5,14 @@ import signal
 
 os.environ["TRITON_INTERPRET"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# tests that were started in the background ignore SIGINT, and so would the programs that they start
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 
 from tests.paths import Cpu, Gpu
 from wkernels import arguments
+
+# tests that were started in the background ignore SIGINT, and so would the programs that they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=[Cpu, Gpu], ids=["cpu", "gpu"])
