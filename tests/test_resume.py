@@ -56,9 +56,14 @@ def bytes_in(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "wspace.json"}
 
 
-def stop_at(share, error=StoppedError):
+def stop_at(share, error=StoppedError, ready=lambda: True):
+    """``ready``: what the writing threads have to have done first."""
+
     def progress(done, total):
         if done >= share * total:
+            until = time.monotonic() + 20
+            while not ready() and time.monotonic() < until:
+                time.sleep(0.01)
             raise error
 
     return progress
@@ -79,6 +84,12 @@ def weights_in(folder):
     return {p.name: p.read_bytes() for p in sorted(folder.glob("*.safetensors"))}
 
 
+def bytes_said(out):
+    """By the journal of one who is at work and holds its lock."""
+    text = (out.parent / f".{out.name}.partial" / "journal").read_text()
+    return sum(int(line.split()[2]) for line in text.split("\n")[:-1])
+
+
 def journaled(out):
     folder = out.parent / f".{out.name}.partial"
     journal = Journal(folder / "journal", digest_of(json.loads((folder / "job.json").read_text())))
@@ -92,16 +103,17 @@ def journaled(out):
 def test_it_goes_on_to_the_same_bits(runs, tmp_path, error, shard):
     options = {"max_shard_size": shard, "memory": MEMORY}
     ws.merge(runs, WEIGHTS, tmp_path / "expected", **options)
+    stop = stop_at(0.7, error, lambda: bytes_said(tmp_path / "out") > 1_500_000)
     with pytest.raises(error):
-        ws.merge(runs, WEIGHTS, tmp_path / "out", progress=stop_at(0.6, error), **options)
+        ws.merge(runs, WEIGHTS, tmp_path / "out", progress=stop, **options)
     assert not (tmp_path / "out").exists()
     kept = sum(block.nbytes for block in journaled(tmp_path / "out"))
-    assert kept  # how much depends on how far the writing threads have come
+    assert kept > 1 << 20
     said, watched = [], Watched()
     options["memory"] = "6MiB"  # chunks are cut in another way
     ws.merge(runs, WEIGHTS, tmp_path / "out", note=said.append, progress=watched, **options)
     assert said == [f"{tmp_path / 'out'}: going on from {kept / 1e6:.3g} MB of 2.89 MB, checked"]
-    assert watched.read < sum(3 * tensor.numel * 4 for tensor in runs.tensors)
+    assert watched.read < 0.8 * sum(3 * tensor.numel * 4 for tensor in runs.tensors)
     assert bytes_in(tmp_path / "out") == bytes_in(tmp_path / "expected")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "expected", "out", "runs"]
 
