@@ -20,3 +20,17 @@ def path(request, monkeypatch):
     """Every test that uses this runs on both paths; ``wkernels.ops`` takes the one it is."""
     monkeypatch.setattr(arguments, "on_gpu", lambda rows: request.param is Gpu)
     return request.param
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Bytes that were read from files, in ``counted[0]``."""
+    total, preadv = [0], os.preadv
+
+    def counting(*arguments):
+        got = preadv(*arguments)
+        total[0] += got
+        return got
+
+    monkeypatch.setattr(os, "preadv", counting)
+    return total

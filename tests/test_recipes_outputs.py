@@ -1,7 +1,6 @@
 """Several outputs of one recipe's file: sweeps, documents, and what is read for them."""
 
 import json
-import os
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from wspace.cli.main import main
 from wspace.errors import OutputError
 from wspace.recipes import Problems, RecipeError, merge_outputs, places_of, plan_outputs
 from wspace.recipes.documents import read_documents
-from wspace.storage import reading
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,21 +26,6 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         yield root
-
-
-@pytest.fixture
-def counted(monkeypatch):
-    """Bytes that were read from files, in ``counted[0]``."""
-    total = [0]
-    preadv = os.preadv
-
-    def counting(*arguments):
-        got = preadv(*arguments)
-        total[0] += got
-        return got
-
-    monkeypatch.setattr(reading.os, "preadv", counting)
-    return total
 
 
 def size(*models):

@@ -1,7 +1,5 @@
 """Tensors that are measured before they are written: read once where they fit, and twice else."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,6 @@ from tests.recipes import merged
 from tests.zoos import save, state
 from wspace import devices
 from wspace.recipes import Problems, plan_outputs
-from wspace.storage import reading
 from wspace.stream import CUT, ChunkPlan, Piece, Stream
 from wspace.visits import Room, measured_first
 from wspace.zoo import open_zoo
@@ -50,19 +47,6 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def chunks_of_64_kib(monkeypatch):
     monkeypatch.setattr(devices.Cpu, "chunk_bytes", 3 * CUT * 4)
-
-
-@pytest.fixture
-def counted(monkeypatch):
-    total, preadv = [0], os.preadv
-
-    def counting(*arguments):
-        got = preadv(*arguments)
-        total[0] += got
-        return got
-
-    monkeypatch.setattr(reading.os, "preadv", counting)
-    return total
 
 
 def size():

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from wkernels import masks
 from wkernels.gpu import addresses, elements
-from wkernels.gpu.elements import NONE, decode, load, row_pointer, store
+from wkernels.gpu.elements import NONE, base_pointer, decode, load, store
 from wkernels.gpu.masks import Tables, masked
 from wkernels.gpu.runs import Runs
 
@@ -145,9 +145,7 @@ def join_rows(
     start, place = tl.load(runs + run), tl.load(runs + 3 * n_runs + run)
     length = tl.load(runs + n_runs + run).to(tl.int32)
     segment = tl.load(runs + 2 * n_runs + run)
-    origin = base
-    if BASE_CODE != NONE:
-        origin = row_pointer(base, start, BASE_CODE, ALIGNED)
+    origin = base_pointer(base, start, BASE_CODE, ALIGNED)
     offsets = tl.arange(0, STEP)
     if length == STEP:
         bad, balance = _join_step(

@@ -49,6 +49,15 @@ def row_pointer(address, start, CODE: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
+def base_pointer(base, start, CODE: tl.constexpr, ALIGNED: tl.constexpr):
+    """That of the base; what was given, where there is none."""
+    pointer = base
+    if CODE != NONE:
+        pointer = row_pointer(base, start, CODE, ALIGNED)
+    return pointer
+
+
+@triton.jit
 def load(pointers, inside, MASKED: tl.constexpr):
     """Elements as they lie in memory; where not ``inside``, zero."""
     if MASKED:

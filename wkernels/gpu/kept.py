@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from wkernels.gpu import addresses, blocks, chips
-from wkernels.gpu.elements import NONE, row_pointer
+from wkernels.gpu.elements import base_pointer
 from wkernels.gpu.masks import Tables, masked
 from wkernels.gpu.runs import WARPS, Runs
 from wkernels.masks import Mask
@@ -62,9 +62,7 @@ def sum_kept(
     start, place = tl.load(runs + run), tl.load(runs + 3 * n_runs + run)
     length = tl.load(runs + n_runs + run).to(tl.int32)
     entry = tl.load(runs + 2 * n_runs + run) * n_rows + i
-    origin = base
-    if BASE_CODE != NONE:
-        origin = row_pointer(base, start, BASE_CODE, ALIGNED)
+    origin = base_pointer(base, start, BASE_CODE, ALIGNED)
     offsets = tl.arange(0, STEP)
     zero = tl.zeros((STEP,), tl.float64)
     sums = (zero, zero, zero, tl.zeros((STEP,), tl.int32))
@@ -158,9 +156,7 @@ def count_agreements(
     start, place = tl.load(runs + run), tl.load(runs + 3 * n_runs + run)
     length = tl.load(runs + n_runs + run).to(tl.int32)
     first = tl.load(runs + 2 * n_runs + run) * n_rows
-    origin = base
-    if BASE_CODE != NONE:
-        origin = row_pointer(base, start, BASE_CODE, ALIGNED)
+    origin = base_pointer(base, start, BASE_CODE, ALIGNED)
     offsets = tl.arange(0, STEP)
     counts += run.to(tl.int64) * n_rows * 2
     if length == STEP:

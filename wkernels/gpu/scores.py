@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from wkernels.gpu import addresses
-from wkernels.gpu.elements import FLOAT32, NONE, decode, load, row_pointer, store
+from wkernels.gpu.elements import FLOAT32, base_pointer, decode, load, row_pointer, store
 from wkernels.gpu.runs import Runs
 from wkernels.gpu.selection import difference
 
@@ -53,9 +53,7 @@ def row_variances(
     """One program: a run of all rows, which pass by twice, the second time from the cache."""
     run = tl.program_id(0)
     start, length = tl.load(runs + run), tl.load(runs + n_runs + run).to(tl.int32)
-    origin = base
-    if BASE_CODE != NONE:
-        origin = row_pointer(base, start, BASE_CODE, ALIGNED)
+    origin = base_pointer(base, start, BASE_CODE, ALIGNED)
     offsets = tl.arange(0, STEP)
     if length == STEP:
         _variance_step(

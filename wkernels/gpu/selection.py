@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from wkernels.gpu import addresses
-from wkernels.gpu.elements import NONE, decode, load, row_pointer
+from wkernels.gpu.elements import NONE, base_pointer, decode, load, row_pointer
 from wkernels.gpu.runs import Runs
 
 LENGTH = 32768
@@ -62,9 +62,7 @@ def count_digits(
     length = tl.load(runs + n_runs + run).to(tl.int32)
     entry = tl.load(runs + 2 * n_runs + run) * n_rows + i
     row = row_pointer(tl.load(rows + i), start, CODE, ALIGNED)
-    origin = row
-    if BASE_CODE != NONE:
-        origin = row_pointer(base, start, BASE_CODE, ALIGNED)
+    origin = base_pointer(base, start, BASE_CODE, ALIGNED)
     prefix = tl.load(prefixes + entry)
     offsets = tl.arange(0, STEP)
     found = tl.zeros((1 << WIDTH,), tl.int32)
@@ -132,9 +130,7 @@ def count_equal(
     bits = tl.load(wanted + tl.load(runs + 2 * n_runs + run) * n_rows + i)
     length = tl.where(bits < 0, 0, tl.load(runs + n_runs + run)).to(tl.int32)
     row = row_pointer(tl.load(rows + i), start, CODE, ALIGNED)
-    origin = row
-    if BASE_CODE != NONE:
-        origin = row_pointer(base, start, BASE_CODE, ALIGNED)
+    origin = base_pointer(base, start, BASE_CODE, ALIGNED)
     offsets = tl.arange(0, STEP)
     found = tl.zeros((STEP,), tl.int32)
     full = length // STEP * STEP
@@ -159,9 +155,7 @@ def find_equal(
     start = tl.load(runs + run)
     length = tl.load(runs + n_runs + run).to(tl.int32)
     row = row_pointer(tl.load(rows + i), start, CODE, ALIGNED)
-    origin = row
-    if BASE_CODE != NONE:
-        origin = row_pointer(base, start, BASE_CODE, ALIGNED)
+    origin = base_pointer(base, start, BASE_CODE, ALIGNED)
     offsets = tl.arange(0, STEP)
     before, place = tl.zeros((1,), tl.int32), tl.zeros((1,), tl.int32)
     for step in range(0, length, STEP):

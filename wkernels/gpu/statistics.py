@@ -15,7 +15,7 @@ import triton.language as tl
 from wkernels import dtypes, moments
 from wkernels.gpu import addresses, blocks, chips, configs, elements
 from wkernels.gpu.blocks import add_in_order
-from wkernels.gpu.elements import NONE, decode, load, row_pointer
+from wkernels.gpu.elements import NONE, base_pointer, decode, load, row_pointer
 
 SUM = tl.constexpr(moments.SUM)
 SUM2 = tl.constexpr(moments.SUM2)
@@ -86,9 +86,7 @@ def sum_blocks(
     start = tl.load(starts + block)
     length = tl.load(lengths + block).to(tl.int32)
     row = row_pointer(tl.load(rows + program % n_rows), start, CODE, ALIGNED)
-    origin = row
-    if BASE_CODE != NONE:
-        origin = row_pointer(base, start, BASE_CODE, ALIGNED)
+    origin = base_pointer(base, start, BASE_CODE, ALIGNED)
     offsets = tl.arange(0, STEP)
     zero, none = tl.zeros((STEP,), tl.float64), tl.zeros((STEP,), tl.int32)
     sums = (zero, zero, zero, zero, tl.zeros((STEP,), COMPUTE), none, none)

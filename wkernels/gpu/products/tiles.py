@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from wkernels.gpu.elements import NONE, decode, load, row_pointer
+from wkernels.gpu.elements import NONE, base_pointer, decode, load, row_pointer
 from wkernels.gpu.products.engines import FLOAT64, WHOLE, add_products, operand, whole
 
 
@@ -73,9 +73,7 @@ def dot_tiles(
     a = row_pointer(a, start, CODE, ALIGNED)[:, None]
     b = tl.load(columns + tl.minimum(j, n_columns - 1))
     b = row_pointer(b, start, CODE, ALIGNED)[:, None]
-    origin = a
-    if BASE_CODE != NONE:
-        origin = row_pointer(base, start, BASE_CODE, ALIGNED)
+    origin = base_pointer(base, start, BASE_CODE, ALIGNED)
     here = tl.arange(0, STEP)
     if ENGINE == FLOAT64:
         total = tl.zeros((TILE, TILE), tl.float64)
