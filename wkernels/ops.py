@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from wkernels import arguments, dtypes, mixes, moments
+from wkernels import arguments, dtypes, mixes, moments, sketches
 from wkernels.arguments import Rows, base_of, name_of, output_dtype, pointers_to, rows_of, whole
 
 
@@ -252,6 +253,29 @@ def row_statistics(x: Rows, base: torch.Tensor | None = None) -> RowStatistics:
         )  # fmt: skip
     table = moments.statistics(sums[0].cpu().numpy(), length, has_base=base is not None)
     return RowStatistics(*(torch.from_numpy(column) for column in table))
+
+
+def sketch(x: torch.Tensor, *, key: int = 0) -> torch.Tensor:
+    """``S[b] = sum_k sign(k) x[k]`` over the elements in bucket ``b``: float64 ``[sketches.SIZE]``.
+
+    Linear, and of inner products of tensors with one ``key`` (64 bits) an unbiased estimate:
+    ``<S(x), S(y)>`` has a standard deviation of at most ``sketches.ERROR`` (0.55 %) of
+    ``|x| |y|``; see ``wkernels.sketches``. ``x``: any shape, contiguous, on the CPU.
+
+    Numerics: signed sums in float64 in the order of the elements, whatever the threads; of an
+    ``x`` of up to ``SIZE`` elements, exactly its elements. Bytes: ``x`` once.
+    """
+    (row,) = rows_of([x.detach().view(-1)], "x")
+    if arguments.on_gpu([row]):
+        raise ValueError(f"x: expected a tensor on the CPU, got one on {row.device}")
+    from wkernels import cpu
+
+    n, sums = row.numel(), sketches.SketchSums()
+    if n:
+        column = np.zeros(1, np.int64)
+        runs = sketches.Runs(whole(n), column, column + n, column, np.array([key], np.uint64))
+        cpu.sketch(pointers_to([row]), runs, sums, threads=torch.get_num_threads())
+    return torch.from_numpy(sums.value(0))
 
 
 def _products(op, x, base, out, other, *, fast=False):

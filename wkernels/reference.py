@@ -76,11 +76,30 @@ def largest(differences: torch.Tensor, count: int) -> torch.Tensor:
 
 def drawn(n: int, key: int, chance: float | torch.Tensor) -> torch.Tensor:
     """Bool ``[n]``: SplitMix64's draw ``k``, as a number in [0, 1), is below the chance."""
-    z = np.uint64(key) + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    bits = _draws(key, np.arange(n, dtype=np.uint64))
+    draws = torch.from_numpy((bits >> np.uint64(40)).astype(np.float64)) / 2**24
+    return draws < torch.as_tensor(chance).double()
+
+
+def _draws(key: int, counters: np.ndarray) -> np.ndarray:
+    """SplitMix64: 64 bits for each counter (uint64)."""
+    z = np.uint64(key) + (counters + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
         z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
-    draws = torch.from_numpy((z >> np.uint64(40)).astype(np.float64)) / 2**24
-    return draws < torch.as_tensor(chance).double()
+    return z
+
+
+def sketch(x: torch.Tensor, key: int = 0, size: int = 65536) -> torch.Tensor:
+    """``S[b]``: the sum of ``sign(k) x[k]`` over ``k`` in bucket ``b``, as ``sketches`` has it."""
+    row, column = np.divmod(np.arange(x.numel(), dtype=np.uint64), np.uint64(size))
+    offset = _draws(key, row + np.uint64(1 << 63)) >> np.uint64(65 - size.bit_length())
+    bucket = (column + offset) % np.uint64(size)
+    word, bit = np.divmod(row * np.uint64(size) + bucket, np.uint64(64))
+    minus = (_draws(key, word) >> bit) & np.uint64(1)
+    signed = x.flatten().double() * torch.from_numpy(1.0 - 2.0 * minus)
+    return torch.zeros(size, dtype=torch.float64).index_add_(
+        0, torch.from_numpy(bucket.astype(np.int64)), signed
+    )
 
 
 def joined(

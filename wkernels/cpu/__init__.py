@@ -10,6 +10,7 @@ from wkernels.cpu.products import products
 from wkernels.cpu.scores import importances, pulled, rank_chances, variances
 from wkernels.cpu.selection import digit_counts, nth_equal
 from wkernels.cpu.sieve import ROOM, Sieve, sieved
+from wkernels.cpu.sketch import sketch
 from wkernels.cpu.statistics import row_moments
 from wkernels.cpu.weighted_sum import weighted_sum
 
@@ -36,6 +37,7 @@ __all__ = [
     "rank_chances",
     "row_moments",
     "sieved",
+    "sketch",
     "variances",
     "weighted_sum",
 ]
