@@ -24,8 +24,8 @@ from wspace.stream import (
     Progress,
     Stream,
     chunk_elements,
-    derived_workspace,
     plan_chunks,
+    reading_workspace,
     row_starts,
 )
 from wspace.visits import Visit, written_at_once
@@ -92,7 +92,7 @@ def plan_jobs(zoo: Zoo, jobs: Sequence[Job], worker: Device, budget: int) -> lis
         return max(BITS[output_dtype(zoo, tensor, None)] // 8 for tensor in zoo.tensors)
 
     out_bytes = sum(width(job) * job.mixes.n_mixes for job in jobs)
-    room = budget - derived_workspace(tensor.stored for tensor in zoo.tensors)
+    room = budget - reading_workspace(zoo.checkpoints, (t.stored for t in zoo.tensors))
 
     def size(dtypes: Sequence[str]) -> int:
         return chunk_elements(room, worker.chunk_bytes, dtypes, out_bytes, "merge")

@@ -11,7 +11,7 @@ from wkernels.moments import NON_FINITE, N
 from wspace.devices import Device
 from wspace.errors import BudgetError, NonFiniteError
 from wspace.profiling import PASS, stage
-from wspace.stream import Chunk, Progress, Stream, chunk_elements, derived_workspace, plan_chunks
+from wspace.stream import Chunk, Progress, Stream, chunk_elements, plan_chunks, reading_workspace
 from wspace.zoo import Zoo
 
 
@@ -48,7 +48,12 @@ def sum_over_tensors(
     # each of a chunk's tensors has its sums, and in the kernel those of its blocks
     max_pieces = max(1, min(4096, budget // 32 // matrix))
     workspace = 2 * (max_pieces + 1) * matrix
-    room = budget - results - workspace - derived_workspace(t.stored for t in zoo.tensors)
+    room = (
+        budget
+        - results
+        - workspace
+        - reading_workspace(zoo.checkpoints, (t.stored for t in zoo.tensors))
+    )
     if room <= 0:
         raise BudgetError(
             f"{what} of {shape[0]} models and {len(zoo.tensors)} tensors: results take {results} "

@@ -17,9 +17,10 @@ import numpy as np
 from wspace.devices import Device
 from wspace.errors import BudgetError
 from wspace.profiling import READS, stage
-from wspace.storage.checkpoints import StoredTensor
+from wspace.storage.checkpoints import Checkpoint, StoredTensor
 from wspace.storage.headers import BITS, KERNEL_NAMES
 from wspace.storage.reading import Range, Reader, append_range
+from wspace.storage.remote import FAR_THREADS, FAR_WORKSPACE
 from wspace.zoo import Zoo
 
 CUT = 16384
@@ -150,16 +151,22 @@ def chunk_elements(
     return min(fitting, best) // CUT * CUT
 
 
-def reading_threads() -> int:
+def reading_threads(checkpoints: Iterable[Checkpoint]) -> int:
+    if any(checkpoint.is_remote for checkpoint in checkpoints):
+        return FAR_THREADS
     return min(8, 2 * (os.cpu_count() or 1))
 
 
-def derived_workspace(tensors: Iterable[Sequence[StoredTensor]]) -> int:
-    """Bytes that the reading threads hold while they compute derived tensors of these."""
+def reading_workspace(
+    checkpoints: Sequence[Checkpoint], tensors: Iterable[Sequence[StoredTensor]]
+) -> int:
+    """Bytes that the threads hold besides the buffers while they read these tensors: answers of
+    servers, and what derived tensors are computed from."""
     largest = max(
         (s.derived.workspace for stored in tensors for s in stored if s.derived), default=0
     )
-    return largest * reading_threads()
+    remote = any(checkpoint.is_remote for checkpoint in checkpoints)
+    return largest * reading_threads(checkpoints) + (FAR_WORKSPACE if remote else 0)
 
 
 class Stream:
@@ -195,7 +202,9 @@ class Stream:
         self._slots: dict[int, np.ndarray] = {}  # of chunks that are read, or worked on
         self._pending: dict[int, list[Future[None]]] = {}
         self._next = 0
-        self._reader = Reader(threads or reading_threads())
+        self._reader = Reader(
+            threads or reading_threads([zoo.checkpoints[row] for row in self.rows])
+        )
         self._read_ahead(0)
 
     def __enter__(self) -> Stream:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from wspace.errors import CheckpointError, MisalignedZooError
 from wspace.storage.checkpoints import Checkpoint, StoredTensor
 from wspace.storage.headers import KERNEL_NAMES
+from wspace.storage.remote import Location, is_remote, matching
 
 if TYPE_CHECKING:
     from wspace.derived.adapters import Adapter
@@ -103,7 +104,8 @@ def open_zoo(
 ) -> Zoo:
     """Open checkpoints of one architecture as the rows of a matrix. Reads headers only.
 
-    ``members``: a glob (``"runs/*"``), a path, or a list of paths, globs, Hub ids and checkpoints;
+    ``members``: a glob (``"runs/*"``), a path, or a list of paths, globs, Hub ids, checkpoints and
+    URLs (``hf://owner/model``, ``s3://bucket/runs/*``: see :func:`open_checkpoint`);
     the same model may be given twice, and counts twice. A glob takes the folders and weight files
     that hold a checkpoint, in natural order (``run-2`` before ``run-10``), without the base. A Hub
     id is fetched by ``huggingface_hub`` where that is installed. ``base``: what the members were
@@ -149,10 +151,10 @@ def _expand(
 
     if isinstance(item, Checkpoint):
         return [item]
-    if Path(item).exists() or not glob.has_magic(str(item)):
+    if not glob.has_magic(str(item)) or (not is_remote(item) and Path(item).exists()):
         return [open_member(item, base)]
-    paths = [Path(path) for path in sorted(glob.glob(str(item)), key=_natural)]
-    paths = [path for path in paths if _holds_weights(path)]
+    found = matching(str(item)) if is_remote(item) else map(Path, glob.glob(str(item)))
+    paths = sorted((path for path in found if _holds_weights(path)), key=_natural)
     if base is not None:
         paths = [path for path in paths if path.resolve() != base.path.resolve()]
     if not paths:
@@ -160,12 +162,12 @@ def _expand(
     return [open_member(path, base) for path in paths]
 
 
-def _natural(path: str) -> list[tuple[int, str]]:
-    parts = re.split(r"(\d+)", path)
+def _natural(path: Location) -> list[tuple[int, str]]:
+    parts = re.split(r"(\d+)", str(path))
     return [(int(part) if part.isdecimal() else -1, part) for part in parts]
 
 
-def _holds_weights(path: Path) -> bool:
+def _holds_weights(path: Location) -> bool:
     suffixes = (".safetensors", ".bin", ".pt", ".pth")
     if path.is_dir():
         return any(file.suffix in suffixes for file in path.iterdir())

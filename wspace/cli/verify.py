@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from wspace.cli.tables import show
 from wspace.errors import CheckpointError
@@ -25,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from wspace.storage.verifying import verify
 
-    found = [verify(Path(out)) for out in options.outputs]
+    found = [verify(out) for out in options.outputs]
     if options.format == "json":
         content = [
             {

@@ -13,13 +13,13 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from wspace.derived.lowrank import Factor, LowRank
 from wspace.derived.operands import Operand
 from wspace.errors import CheckpointError
 from wspace.storage.checkpoints import Checkpoint, StoredTensor, open_checkpoint
+from wspace.storage.remote import Location
 
 CONFIG = "adapter_config.json"
 
@@ -68,11 +68,11 @@ class Adapter:
         return str(self.checkpoint)
 
 
-def is_adapter(path: Path) -> bool:
+def is_adapter(path: Location) -> bool:
     return (path / CONFIG).is_file()
 
 
-def open_adapter(path: Path) -> Adapter:
+def open_adapter(path: Location) -> Adapter:
     """An adapter from its config and header alone. Raises CheckpointError."""
     if not is_adapter(path):
         raise CheckpointError(f"{path}: expected a LoRA adapter, with {CONFIG}; it has none")
@@ -119,7 +119,7 @@ def open_adapter(path: Path) -> Adapter:
     return Adapter(checkpoint, config, updates, replaced, called)
 
 
-def _read_config(file: Path) -> dict[str, Any]:
+def _read_config(file: Location) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

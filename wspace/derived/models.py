@@ -9,19 +9,20 @@ from wspace.derived.adapters import CONFIG, Adapter, adapted, is_adapter, open_a
 from wspace.derived.quantised import dequantised
 from wspace.errors import CheckpointError
 from wspace.storage.checkpoints import Checkpoint, open_checkpoint
+from wspace.storage.remote import Location, RemotePath, is_remote, location
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
-def open_model(name: str | Path) -> Checkpoint:
+def open_model(name: str | Location) -> Checkpoint:
     """A model as :func:`open_checkpoint` has it, with scaled 8-bit weights as what they stand for.
 
-    ``name``: a path, a Hub id ``owner/name[@revision]``, or either with a LoRA adapter that is
-    applied to it, ``model+adapter``. Raises CheckpointError, for weights that cannot be averaged
-    too: GGUF, GPTQ and the like.
+    ``name``: a path, a Hub id ``owner/name[@revision]``, a URL (see :func:`open_checkpoint`), or
+    one of these with a LoRA adapter that is applied to it, ``model+adapter``. Raises
+    CheckpointError, for weights that cannot be averaged too: GGUF, GPTQ and the like.
     """
     model, plus, adapter = str(name).partition("+")
-    if plus and not Path(name).exists():
+    if plus and (is_remote(name) or not Path(str(name)).exists()):
         return adapted(open_model(model), open_adapter(locate(adapter)))
     path = locate(name)
     if path.suffix == ".gguf" or (path.is_dir() and _only_gguf(path)):
@@ -37,22 +38,25 @@ def open_model(name: str | Path) -> Checkpoint:
     return dequantised(open_checkpoint(path))
 
 
-def open_member(name: str | Path, base: Checkpoint | None) -> Checkpoint | Adapter:
+def open_member(name: str | Location, base: Checkpoint | None) -> Checkpoint | Adapter:
     """:func:`open_model`; of an adapter, the base with it, or without a base the adapter alone."""
-    path = Path(name)
+    path = Path(str(name)) if "+" in str(name) else location(name)
     if not is_adapter(path) or (path / "config.json").is_file():
-        return open_model(name)
+        return open_model(path if isinstance(path, RemotePath) else name)
     adapter = open_adapter(path)
     return adapted(base, adapter) if base else adapter
 
 
-def _only_gguf(folder: Path) -> bool:
+def _only_gguf(folder: Location) -> bool:
     others = (*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.pt"))
     return not others and any(folder.glob("*.gguf"))
 
 
-def locate(name: str | Path) -> Path:
-    """The path itself, or the local copy of a model of the Hub, fetched if need be."""
+def locate(name: str | Location) -> Location:
+    """The path or URL itself, or the local copy of a Hub id's model, fetched if need be."""
+    if is_remote(name):
+        return location(name)
+    assert not isinstance(name, RemotePath)
     if Path(name).exists() or not _HUB_ID.fullmatch(str(name)):
         return Path(name)
     return _fetch(str(name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,12 +9,13 @@ import numpy as np
 from wspace.storage.checkpoints import Checkpoint, StoredTensor
 from wspace.storage.headers import BITS, KERNEL_NAMES
 from wspace.storage.reading import read_elements
+from wspace.storage.remote import Location
 
 
 class Operand(NamedTuple):
     """A tensor and the file that it is in."""
 
-    path: Path
+    path: Location
     tensor: StoredTensor
 
     @classmethod

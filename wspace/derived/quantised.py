@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from wspace.errors import CheckpointError
 from wspace.storage.checkpoints import Checkpoint, StoredTensor
 from wspace.storage.headers import BITS, KERNEL_NAMES, TensorRecord
 from wspace.storage.reading import DERIVED_REQUEST
+from wspace.storage.remote import Location
 
 _PACKED = {
     ".qweight": "GPTQ or AWQ", ".qzeros": "GPTQ or AWQ", ".SCB": "bitsandbytes",
@@ -106,7 +106,7 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
     and for scales that do not fit their weights.
     """
     _refuse(checkpoint)
-    sizes = quantisation_of(checkpoint.folder).get("weight_block_size")
+    sizes = quantisation_of(checkpoint.home).get("weight_block_size")
     block = None
     if isinstance(sizes, list) and [type(size) for size in sizes] == [int, int]:
         block = (max(1, sizes[0]), max(1, sizes[1]))
@@ -149,7 +149,7 @@ def _refuse(checkpoint: Checkpoint) -> None:
         dtype = tensor.record.dtype
         packed = name.endswith(_ENDS) and not (name.endswith("_blocks") and dtype != "U8")
         if packed or BITS[dtype] < 8 or dtype in _INTEGERS:
-            method = str(quantisation_of(checkpoint.folder).get("quant_method") or "").lower()
+            method = str(quantisation_of(checkpoint.home).get("quant_method") or "").lower()
             integer = method and dtype in _INTEGERS and name.endswith("weight")
             if not packed and not integer and BITS[dtype] >= 8:
                 continue
@@ -160,7 +160,7 @@ def _refuse(checkpoint: Checkpoint) -> None:
             )
 
 
-def quantisation_of(folder: Path) -> dict[str, Any]:
+def quantisation_of(folder: Location) -> dict[str, Any]:
     """``quantization_config`` of a folder's config; empty if it has none."""
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -23,7 +23,7 @@ from wspace.elementwise.kernels import worker_for
 from wspace.elementwise.scores import unit_of
 from wspace.elementwise.sources import Layout, lay_out
 from wspace.storage.headers import BITS
-from wspace.stream import CUT, OUTPUTS, SLOTS, chunk_elements, derived_workspace
+from wspace.stream import CUT, OUTPUTS, SLOTS, chunk_elements, reading_workspace
 from wspace.zoo import Zoo, ZooTensor
 
 MOST = 512
@@ -76,7 +76,9 @@ def layout_of(work: Work, worker: Device, budget: int) -> Layout:
     tables = 3 * 8 * 2048 * 2 * n_models  # of a tensor, while digits are counted
     most = int(max(1, min(MOST, budget // 8 // tables)))
     scores = _extra_bytes(work, worker)
-    room = budget - most * tables - derived_workspace(t.stored for t in zoo.tensors)
+    room = (
+        budget - most * tables - reading_workspace(zoo.checkpoints, (t.stored for t in zoo.tensors))
+    )
     room -= processors() * max(map(_line_bytes, work.choices, zoo.tensors), default=0)
     out_bytes = BITS[work.dtype] // 8
     choice_of = {

@@ -21,7 +21,7 @@ from wspace.recipes.problems import RecipeError
 from wspace.recipes.tensors import TensorPlan
 from wspace.storage.headers import BITS, KERNEL_NAMES
 from wspace.storage.writing import CheckpointWriter
-from wspace.stream import OUTPUTS, SLOTS, Chunk, Progress, chunk_elements, derived_workspace
+from wspace.stream import OUTPUTS, SLOTS, Chunk, Progress, chunk_elements, reading_workspace
 from wspace.visits import Room, Visit, measured_first, written_at_once
 
 Rows = tuple[tuple[int, ...], bool]
@@ -223,7 +223,7 @@ class Needs(NamedTuple):
 def needs_of(part: Part, worker: Device, budget: int) -> Needs:
     """Raises BudgetError if the budget is too little."""
     out_bytes = sum(BITS[use.dtype] // 8 for use in part.uses)
-    fixed = derived_workspace(tensor.stored for tensor in part.tensors)
+    fixed = reading_workspace(part.rows, (tensor.stored for tensor in part.tensors))
     types = [_types(tensor) for tensor in part.tensors]
     kinds: dict[tuple[str, ...], int] = {}
     for tensor, dtypes in zip(part.tensors, types, strict=True):

@@ -48,7 +48,9 @@ def job_of(
     Inner products are rounded differently by a GPU, and so may factors that come from them.
     """
     read = [*plan.checkpoints, *filter(None, plan.diagonals), plan.tokenizer]
-    also = [file for c in read for file in companions(c) if is_of_tokenizer(file.name)]
+    also = [
+        c.home / file.name for c in read for file in companions(c) if is_of_tokenizer(file.name)
+    ]
     from_grams = any(t.step and t.step.factors is None for t in plan.tensors)
     listed = "\n".join(f"{t.name} {t.dtype} {t.shape}" for t in plan.tensors)
     return fingerprint(

@@ -12,6 +12,7 @@ from wspace.errors import CheckpointError
 from wspace.recipes.problems import Problems
 from wspace.recipes.source import Node
 from wspace.storage.checkpoints import Checkpoint
+from wspace.storage.remote import Location
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Models:
         return open_model(_located(reference))
 
 
-def _located(reference: ModelReference) -> Path:
+def _located(reference: ModelReference) -> Location:
     if Path(reference.path).exists() and reference.revision:
         raise CheckpointError(
             f"{reference}: a local path has no revisions; leave out @{reference.revision}"

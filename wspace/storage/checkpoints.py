@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from wspace.errors import CheckpointError
 from wspace.storage.headers import BITS, TensorRecord, read_header
+from wspace.storage.remote import Location, RemotePath, location
 from wspace.storage.stamps import Stamp, stamp_of
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 PICKLES = (".bin", ".pt", ".pth")
+
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
+"""Files that belong to a model besides its weights: config, tokenizer, generation, code."""
 
 
 class Derived(Protocol):
@@ -60,8 +65,8 @@ class StoredTensor(NamedTuple):
 class Checkpoint:
     """The tensors of one model, from headers alone: nothing else has been read."""
 
-    path: Path
-    files: tuple[Path, ...]
+    path: Location
+    files: tuple[Location, ...]
     tensors: dict[str, StoredTensor]  # in file order
     aliases: dict[str, str] = field(default_factory=dict)  # name -> the tensor it shares bytes with
     metadata: dict[str, str] = field(default_factory=dict)
@@ -81,17 +86,32 @@ class Checkpoint:
         return sum(tensor.record.numel for tensor in self.tensors.values())
 
     @property
-    def folder(self) -> Path:
-        """Where the config and tokenizer are."""
+    def is_remote(self) -> bool:
+        """Whether any of its files is on a server."""
+        return any(isinstance(file, RemotePath) for file in self.files)
+
+    @property
+    def home(self) -> Location:
+        """The folder that it is in."""
         return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def folder(self) -> Path:
+        """Where the config and tokenizer are: of a remote checkpoint, copies of them."""
+        home = self.home
+        return home.small_files(SMALL_FILES) if isinstance(home, RemotePath) else home
 
     def find(self, name: str) -> StoredTensor | None:
         """The tensor of this name, or the one that it is an alias of."""
         return self.tensors.get(self.aliases.get(name, name) if self.aliases else name)
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Location) -> Checkpoint:
     """A checkpoint's headers: a folder or file of safetensors, or PyTorch's ``.bin`` / ``.pt``.
+
+    ``path`` may be a URL: ``hf://owner/model[@revision]``, ``s3://bucket/prefix``,
+    ``https://host/folder``, or any other that fsspec knows. Its safetensors are read by ranges,
+    here and in every pass, and never copied to a disk.
 
     A folder is read through its ``model.safetensors.index.json``; or its ``model.safetensors``; or
     its shards ``NAME-00001-of-00003.safetensors``, which must be complete; or its only safetensors
@@ -100,7 +120,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises CheckpointError, naming the file, what was found and what was expected.
     """
-    path = Path(path)
+    place = location(path)
+    found = _opened(place)
+    return replace(found, title=place.asked) if isinstance(place, RemotePath) else found
+
+
+def _opened(path: Location) -> Checkpoint:
     if path.is_file():
         if path.suffix == ".safetensors":
             return _from_safetensors(path, [path])
@@ -115,7 +140,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return _from_index(path, path / INDEX, _from_safetensors)
     if (path / "model.safetensors").is_file():
         return _from_safetensors(path, [path / "model.safetensors"])
-    files = sorted(path.glob("*.safetensors"))
+    files: list[Location] = sorted(path.glob("*.safetensors"), key=str)
     if files:
         return _from_safetensors(path, _complete_shards(path, files))
     index = path / "pytorch_model.bin.index.json"
@@ -131,7 +156,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     )
 
 
-def _complete_shards(folder: Path, files: list[Path]) -> list[Path]:
+def _complete_shards(folder: Location, files: list[Location]) -> list[Location]:
     matches = [_SHARD.fullmatch(file.name) for file in files]
     shards = [match for match in matches if match]
     if not shards:
@@ -158,7 +183,7 @@ def _complete_shards(folder: Path, files: list[Path]) -> list[Path]:
     return [folder / name for name in expected]
 
 
-def _from_index(folder: Path, index: Path, reader) -> Checkpoint:
+def _from_index(folder: Location, index: Location, reader) -> Checkpoint:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = {str(name): str(file) for name, file in weight_map.items()}
@@ -186,7 +211,7 @@ def _from_index(folder: Path, index: Path, reader) -> Checkpoint:
     return checkpoint
 
 
-def _from_safetensors(path: Path, files: list[Path]) -> Checkpoint:
+def _from_safetensors(path: Location, files: Sequence[Location]) -> Checkpoint:
     tensors: dict[str, StoredTensor] = {}
     metadata: dict[str, str] = {}
     stamps: list[Stamp] = []
@@ -199,13 +224,21 @@ def _from_safetensors(path: Path, files: list[Path]) -> Checkpoint:
     return Checkpoint(path, tuple(files), tensors, metadata=metadata, stamps=tuple(stamps))
 
 
-def _from_pickles(path: Path, files: list[Path]) -> Checkpoint:
+def _from_pickles(path: Location, files: Sequence[Location]) -> Checkpoint:
     from wspace.storage.pickles import pickled_tensors  # torch: only where a file needs it
 
     tensors: dict[str, StoredTensor] = {}
     aliases: dict[str, str] = {}
-    stamps = tuple([stamp_of(file) for file in files])
-    for number, file in enumerate(files):
+    local = []
+    for file in files:
+        if isinstance(file, RemotePath):
+            raise CheckpointError(
+                f"{file}: PyTorch's files cannot be read by ranges; expected safetensors, or a "
+                "local copy"
+            )
+        local.append(file)
+    stamps = tuple([stamp_of(file) for file in local])
+    for number, file in enumerate(local):
         records, shared = pickled_tensors(file)
         found = {name: StoredTensor(r, number, m) for name, (r, m) in records.items()}
         _add(tensors, found, files)
@@ -216,7 +249,7 @@ def _from_pickles(path: Path, files: list[Path]) -> Checkpoint:
 
 
 def _add(
-    tensors: dict[str, StoredTensor], found: dict[str, StoredTensor], files: list[Path]
+    tensors: dict[str, StoredTensor], found: dict[str, StoredTensor], files: Sequence[Location]
 ) -> None:
     if tensors.keys() & found.keys():
         name = next(name for name in found if name in tensors)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from wspace.storage.checkpoints import Checkpoint
-
-_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
-"""Files that belong to a model besides its weights: config, tokenizer, generation, code."""
+from wspace.storage.checkpoints import SMALL_FILES, Checkpoint
 
 
 def companions(checkpoint: Checkpoint) -> list[Path]:
     """The config, tokenizer and other small files beside the weights."""
-    files = {file for pattern in _COMPANIONS for file in checkpoint.folder.glob(pattern)}
+    folder = checkpoint.folder
+    files = {file for pattern in SMALL_FILES for file in folder.glob(pattern)}
     if not checkpoint.path.is_dir():
         # a weight file in a folder of other things: only what bears a model's names
-        files = {file for file in files if (checkpoint.folder / "config.json").is_file()}
+        files = {file for file in files if (folder / "config.json").is_file()}
     unwanted = ("wspace.json",)
     return sorted(
         file

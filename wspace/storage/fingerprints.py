@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from wspace.storage.checkpoints import Checkpoint
 from wspace.storage.checksums import checksum
+from wspace.storage.remote import Location
 from wspace.storage.stamps import Stamp, difference, stamp_of
 from wspace.version import VERSION
 
@@ -29,7 +29,7 @@ def fingerprint(
     made: Mapping[str, Any],
     inputs: Iterable[Checkpoint],
     *,
-    also: Iterable[Path] = (),
+    also: Iterable[Location] = (),
     **settings: Any,
 ) -> Fingerprint:
     """``made``: how the output is made. ``also``: more files that it follows from."""
@@ -39,7 +39,7 @@ def fingerprint(
         for file, stamp in zip(checkpoint.files, checkpoint.stamps, strict=True):
             stamps[str(file.absolute())] = stamp
         folders = {file.parent for file in checkpoint.files}
-        others += [folder / name for folder in sorted(folders) for name in _CONFIGS]
+        others += [folder / name for folder in sorted(folders, key=str) for name in _CONFIGS]
     for path in others:
         name = str(path.absolute())
         if name not in stamps and path.is_file():
@@ -49,7 +49,7 @@ def fingerprint(
         "wspace": VERSION,
         "made": dict(made),
         "settings": settings,
-        "inputs": {path: stamp._asdict() for path, stamp in sorted(stamps.items())},
+        "inputs": {path: stamp.as_json() for path, stamp in sorted(stamps.items())},
     }
     return json.loads(json.dumps(found))  # as it comes back from a file
 

@@ -16,11 +16,11 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from wspace.errors import CheckpointError
 from wspace.storage.checksums import checksum
+from wspace.storage.remote import Location, RemotePath
 from wspace.storage.stamps import Stamp
 
 BITS = {
@@ -66,27 +66,38 @@ class Header:
     stamp: Stamp | None = None  # of the file, when it was read
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Location) -> Header:
     """The header of a safetensors file. Raises CheckpointError, naming the file and the place."""
-    try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            size = status.st_size
-            prefix = file.read(8)
-            length = int.from_bytes(prefix, "little")
-            if len(prefix) < 8 or length > min(size - 8, MAX_HEADER):
-                raise CheckpointError(
-                    f"{path}: header length {length} does not fit in a file of {size} bytes; "
-                    "the file is cut off or is not safetensors"
-                )
-            text = file.read(length)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    header = parse_header(text, size - 8 - length, path)
-    return replace(header, stamp=Stamp(size, status.st_mtime_ns, checksum(prefix + text)))
+    if isinstance(path, RemotePath):
+        size, version = path.status()
+        prefix = path.read(0, min(8, size))
+        text = path.read(8, _length(prefix, size, path))
+        stamp = Stamp(size, 0, checksum(prefix + text), version)
+    else:
+        try:
+            with path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                size = status.st_size
+                prefix = file.read(8)
+                text = file.read(_length(prefix, size, path))
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        stamp = Stamp(size, status.st_mtime_ns, checksum(prefix + text))
+    return replace(parse_header(text, size - 8 - len(text), path), stamp=stamp)
 
 
-def parse_header(text: bytes, n_data: int, path: Path) -> Header:
+def _length(prefix: bytes, size: int, path: Location) -> int:
+    """That of the JSON, from a file's first bytes."""
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or length > min(size - 8, MAX_HEADER):
+        raise CheckpointError(
+            f"{path}: header length {length} does not fit in a file of {size} bytes; "
+            "the file is cut off or is not safetensors"
+        )
+    return length
+
+
+def parse_header(text: bytes, n_data: int, path: Location) -> Header:
     """``text``: the JSON; ``n_data``: how many bytes follow it."""
     try:
         entries = _read_json(text)
@@ -150,7 +161,7 @@ def _read_json(text: bytes) -> Any:
 
 
 def _records(
-    entries: dict[str, Any], data_start: int, n_data: int, path: Path
+    entries: dict[str, Any], data_start: int, n_data: int, path: Location
 ) -> dict[str, TensorRecord]:
     """All of a header's entries, checked. Of a type and shape that were there before, in short."""
     records: dict[str, TensorRecord] = {}
@@ -184,7 +195,7 @@ def _follow_one_another(records: Iterable[TensorRecord], start: int) -> bool:
     return True
 
 
-def _record(entry: Any, data_start: int, n_data: int, path: Path, name: str) -> TensorRecord:
+def _record(entry: Any, data_start: int, n_data: int, path: Location, name: str) -> TensorRecord:
     def wrong(problem: str) -> CheckpointError:
         return CheckpointError(f"{path}: tensor {name!r}{problem}")
 

@@ -12,6 +12,7 @@ from wspace.errors import OutputError
 from wspace.storage.checkpoints import Checkpoint
 from wspace.storage.headers import BITS
 from wspace.storage.partial import allocated
+from wspace.storage.remote import RemotePath
 
 
 class OutputTensor(NamedTuple):
@@ -46,8 +47,10 @@ def check_output(out: Path, inputs: Sequence[Checkpoint]) -> None:
         raise OutputError(f"{out}: exists; choose another name, or remove it first")
     target = out.resolve()
     for checkpoint in inputs:
-        source = checkpoint.folder.resolve()
-        if checkpoint.path.is_dir() and target.is_relative_to(source):
+        source = checkpoint.path
+        if isinstance(source, RemotePath):
+            continue
+        if source.is_dir() and target.is_relative_to(source.resolve()):
             raise OutputError(
                 f"{out}: lies inside the input {checkpoint.path}; choose another place"
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from wspace.errors import CheckpointError
 from wspace.profiling import READ, stage
 from wspace.storage.checkpoints import Derived, StoredTensor
 from wspace.storage.headers import BITS
+from wspace.storage.remote import FAR_REQUEST, Location, RemotePath
 
 REQUEST = 4 << 20
 """Bytes of one read call, and of one thread's task."""
@@ -25,7 +25,7 @@ DERIVED_REQUEST = 1 << 20
 class Range(NamedTuple):
     """Bytes to fetch: from a file, from a tensor's memory, or computed."""
 
-    path: Path
+    path: Location
     start: int
     nbytes: int
     target: int  # where in the buffer
@@ -34,7 +34,7 @@ class Range(NamedTuple):
 
 
 def append_range(
-    ranges: list[Range], path: Path, tensor: StoredTensor, start: int, nbytes: int, target: int
+    ranges: list[Range], path: Location, tensor: StoredTensor, start: int, nbytes: int, target: int
 ) -> None:
     """Add bytes ``start ..`` of a tensor; one that continues the last range makes it longer."""
     if nbytes == 0:
@@ -55,7 +55,7 @@ def append_range(
     ranges.append(Range(path, start, nbytes, target))
 
 
-def read_elements(path: Path, tensor: StoredTensor, start: int, stop: int) -> np.ndarray:
+def read_elements(path: Location, tensor: StoredTensor, start: int, stop: int) -> np.ndarray:
     """The bytes of elements ``start .. stop``, read in the calling thread."""
     width = BITS[tensor.record.dtype] // 8
     buffer = np.empty((stop - start) * width, np.uint8)
@@ -81,11 +81,14 @@ class Reader:
 
 
 def _tasks(ranges: Sequence[Range]) -> list[list[Range]]:
-    """Large ranges cut, small ones together: about ``REQUEST`` bytes a task."""
+    """Large ranges cut, small ones of local files together: about ``REQUEST`` bytes a task."""
     tasks: list[list[Range]] = []
     room = 0
     for whole in ranges:
         size = REQUEST if whole.derived is None else DERIVED_REQUEST
+        far = isinstance(whole.path, RemotePath) and whole.derived is None
+        if far:
+            size, room = FAR_REQUEST, 0
         for offset in range(0, whole.nbytes, size):
             nbytes = min(size, whole.nbytes - offset)
             if nbytes > room:
@@ -95,7 +98,7 @@ def _tasks(ranges: Sequence[Range]) -> list[list[Range]]:
                 start=whole.start + offset, target=whole.target + offset, nbytes=nbytes
             )
             tasks[-1].append(part)
-            room -= nbytes
+            room = 0 if far else room - nbytes  # far ones wait for the server, each in a thread
     return tasks
 
 
@@ -115,6 +118,9 @@ def _fill(task: Sequence[Range], buffer: np.ndarray) -> None:
                 continue
             if part.derived is not None:
                 part.derived.fill(part.start, view)
+                continue
+            if isinstance(part.path, RemotePath):
+                part.path.read_into(view, part.start)
                 continue
             if part.path != path:
                 if descriptor >= 0:

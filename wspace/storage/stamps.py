@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from wspace.errors import CheckpointError
 from wspace.storage.checksums import checksum
+from wspace.storage.folders import Status
+from wspace.storage.remote import Location, RemotePath
 
 END = 64 << 10
 """Bytes read of a file without a header: where a zip archive, as PyTorch's are, has its index."""
@@ -15,39 +16,53 @@ END = 64 << 10
 
 class Stamp(NamedTuple):
     size: int
-    mtime_ns: int
+    mtime_ns: int  # 0 of a remote file
     digest: str  # of a safetensors header; of any other file's end
+    version: str = ""  # of a remote file: its ETag or the like
+
+    def as_json(self) -> dict[str, Any]:
+        """Fields by their names; ``version`` where there is one."""
+        return {key: value for key, value in self._asdict().items() if key != "version" or value}
 
 
-def stamp_of(path: Path) -> Stamp:
+def stamp_of(path: Location) -> Stamp:
     """The stamp of a file without a header. Raises CheckpointError."""
     try:
-        with path.open("rb") as file:
+        local = path.local() if isinstance(path, RemotePath) else path
+        with local.open("rb") as file:
             status = os.fstat(file.fileno())
             file.seek(max(0, status.st_size - END))
-            return Stamp(status.st_size, status.st_mtime_ns, checksum(file.read(END)))
+            digest = checksum(file.read(END))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    if isinstance(path, RemotePath):
+        return Stamp(path.status().size, 0, digest, path.status().version)
+    return Stamp(status.st_size, status.st_mtime_ns, digest)
 
 
-def refuse_changed(path: Path, stamp: Stamp) -> None:
+def refuse_changed(path: Location, stamp: Stamp) -> None:
     """Raises CheckpointError if the file is not as it was when it was stamped."""
     try:
-        status = path.stat()
+        if isinstance(path, RemotePath):
+            if not path.is_file():
+                raise FileNotFoundError(2, "No such file")
+            now = Stamp(path.status().size, 0, stamp.digest, path.status().version)
+        else:
+            status = path.stat()
+            now = Stamp(status.st_size, status.st_mtime_ns, stamp.digest)
     except OSError as error:
         raise CheckpointError(
             f"{path}: changed while it was being read: {error.strerror}; nothing was published"
         ) from None
-    if (status.st_size, status.st_mtime_ns) != (stamp.size, stamp.mtime_ns):
+    if now != stamp:
         raise CheckpointError(
-            f"{path}: changed while it was being read ({difference(stamp, status)}); nothing was "
+            f"{path}: changed while it was being read ({difference(stamp, now)}); nothing was "
             "published, run it again"
         )
 
 
-def difference(before: Stamp, now: Stamp | os.stat_result) -> str:
+def difference(before: Stamp, now: Stamp) -> str:
     """In words."""
-    size = now.size if isinstance(now, Stamp) else now.st_size
-    if size != before.size:
-        return f"{before.size} bytes before, {size} now"
+    if (now.size, now.version) != (before.size, before.version):
+        return Status(before.size, before.version).difference(Status(now.size, now.version))
     return "the same size, modified since"

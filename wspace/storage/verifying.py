@@ -19,6 +19,7 @@ from typing import NamedTuple
 from wspace.errors import CheckpointError
 from wspace.storage.checksums import ALGORITHM, BLOCK, checksum, checksum_of_blocks
 from wspace.storage.headers import Header, TensorRecord, read_header
+from wspace.storage.remote import FAR_REQUEST, Location, RemotePath, location
 
 
 class Damage(NamedTuple):
@@ -34,7 +35,7 @@ class Damage(NamedTuple):
 class Verification:
     """``tensors``, ``files`` and ``nbytes`` count what was read again."""
 
-    path: Path
+    path: Location
     tensors: int
     files: int
     nbytes: int
@@ -45,15 +46,16 @@ class Verification:
         return not self.damages
 
 
-def verify(path: str | Path) -> Verification:
+def verify(path: str | Location) -> Verification:
     """Read an output again and compare every tensor and file with the checksums of its making.
 
-    One read of the output; no memory to speak of. Files that were added since are not looked at.
-    Raises CheckpointError where there is nothing to compare with.
+    ``path``: a folder or its URL. One read of the output; no memory to speak of. Files that
+    were added since are not looked at. Raises CheckpointError where there is nothing to compare
+    with.
     """
-    path = Path(path)
+    path = location(path)
     tensors, files = _expected(path)
-    found: dict[str, tuple[Path, TensorRecord]] = {}
+    found: dict[str, tuple[Location, TensorRecord]] = {}
     damages: list[Damage] = []
     nbytes = 0
     for name, expected in files.items():
@@ -90,7 +92,7 @@ def verify(path: str | Path) -> Verification:
     return Verification(path, len(tensors), len(files), nbytes, tuple(damages))
 
 
-def _expected(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+def _expected(path: Location) -> tuple[dict[str, str], dict[str, str]]:
     """Checksums of tensors and of files."""
     record = path / "wspace.json"
     try:
@@ -125,15 +127,22 @@ def _header_digest(header: Header) -> str:
     return header.stamp.digest if header.stamp else ""
 
 
-def _problem(file: Path, record: TensorRecord, expected: str) -> str | None:
+def _problem(file: Location, record: TensorRecord, expected: str) -> str | None:
     try:
         found = checksum_of_blocks(_block_checksums(file, record))
     except OSError as error:
         return f"cannot be read: {error.strerror}"
+    except CheckpointError as error:
+        return str(error).removeprefix(f"{file}: ")
     return None if found == expected else "its bytes have another checksum"
 
 
-def _block_checksums(file: Path, record: TensorRecord) -> Iterator[str]:
+def _block_checksums(file: Location, record: TensorRecord) -> Iterator[str]:
+    if isinstance(file, RemotePath):
+        for start in range(0, record.nbytes, FAR_REQUEST):
+            part = file.read(record.start + start, min(FAR_REQUEST, record.nbytes - start))
+            yield from (checksum(part[k : k + BLOCK]) for k in range(0, len(part), BLOCK))
+        return
     with file.open("rb", buffering=0) as opened:
         opened.seek(record.start)
         buffer = memoryview(bytearray(min(BLOCK, record.nbytes)))

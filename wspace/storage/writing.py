@@ -27,6 +27,7 @@ from wspace.storage.headers import render_header
 from wspace.storage.journal import Block
 from wspace.storage.outputs import OutputTensor, plan_shards
 from wspace.storage.partial import Partial, flush
+from wspace.storage.remote import locations
 from wspace.storage.stamps import refuse_changed
 
 COMMIT_SECONDS = 1.0
@@ -230,8 +231,9 @@ class CheckpointWriter:
         record, the stamps of the inputs and the checksums (see ``wspace.storage.verifying``).
         Raises CheckpointError if an input is not as it was when it was opened.
         """
-        for path, stamp in stamps_of(self._job).items():
-            refuse_changed(Path(path), stamp)
+        stamps = stamps_of(self._job)
+        for path, stamp in zip(locations(stamps), stamps.values(), strict=True):
+            refuse_changed(path, stamp)
         tensors, missing = self._blocks.checksums()
         if missing:
             raise OutputError(f"{self.out}: tensor {missing[0]!r} was not written whole")
