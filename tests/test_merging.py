@@ -1,6 +1,7 @@
 """The write pass: rounded once, the same bits however it is run, and nothing dropped."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import wspace as ws
 from tests.zoos import save, state, zoo_on_disk
 from wspace import devices, stream
 from wspace.errors import MisalignedZooError, NonFiniteError, OutputError, WeightsError
+from wspace.storage import files
 
 WEIGHTS = [[0.25, 0.25, 0.5], [32.0, -1.0, 2.5], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
 
@@ -227,3 +229,26 @@ def test_one_output_for_each_row(tmp_path):
         ws.merge(zoo, WEIGHTS[:2], tmp_path / "one")
     with pytest.raises(OutputError, match="two outputs have the same path"):
         ws.merge(zoo, WEIGHTS[:2], [tmp_path / "one", tmp_path / "x" / ".." / "one"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_results_are_written_from_where_they_are(tmp_path, monkeypatch, dtype):
+    """A tensor that is no whole number of pages moves all later ones off the pages of the file."""
+    sizes = {"a": 4096, "b": 1536, "c": 300_000, "d": 64, "e": 200_000}
+    for model in range(2):
+        tensors = {name: torch.full((n,), model + 1.0) for name, n in sizes.items()}
+        save(tmp_path / f"run-{model}", {name: t.bfloat16() for name, t in tensors.items()})
+    direct, write_pages = [], files._write_pages
+
+    def record(descriptor, view, position):
+        if position:  # not the header
+            direct.append(view.ctypes.data % files.PAGE)
+        write_pages(descriptor, view, position)
+
+    monkeypatch.setattr(files, "_write_pages", record)
+    zoo = ws.open_zoo(f"{tmp_path}/run-*")
+    outs = ws.merge(zoo, [[0.5, 0.5], [0.25, 0.75]], outs_of(tmp_path, 2), dtype=dtype)
+    for out, value in zip(outs, (1.5, 1.75), strict=True):
+        assert all((tensor == value).all() for tensor in load(out).values())
+    assert direct == [0] * len(direct)
+    assert direct or not hasattr(os, "O_DIRECT")

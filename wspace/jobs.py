@@ -24,9 +24,9 @@ from wspace.stream import (
     Progress,
     Stream,
     chunk_elements,
+    output_starts,
     plan_chunks,
     reading_workspace,
-    row_starts,
 )
 from wspace.visits import Visit, written_at_once
 from wspace.zoo import Zoo, ZooTensor
@@ -100,8 +100,58 @@ def plan_jobs(zoo: Zoo, jobs: Sequence[Job], worker: Device, budget: int) -> lis
     return list(plan_chunks(zoo, rows_of(jobs), size, MAX_PIECES))
 
 
-Sink = Callable[[Chunk, np.ndarray, tuple[int, ...], str], list[Future[None]]]
-"""Takes a chunk's results: ``(chunk, buffer, starts of the mixes' rows, dtype)``."""
+Places = Sequence[tuple[str, int]]
+"""For each of a zoo's tensors, the output tensor that it is part of, and the element of it at which
+it starts."""
+
+
+class FileSink:
+    """Writes each mix's row to its checkpoint, neighbouring tensors in one piece."""
+
+    def __init__(self, outputs: Sequence[tuple[Places, CheckpointWriter]]) -> None:
+        self._outputs = outputs
+
+    def __call__(self, chunk: Chunk, buffer, starts, dtype: str) -> list[Future[None]]:
+        futures = []
+        for (places, writer), row_start in zip(self._outputs, starts, strict=True):
+            for shard, position, at, nbytes in _runs(chunk.plan, dtype, places, writer):
+                start = row_start + at
+                futures += writer.write(shard, position, buffer[start : start + nbytes])
+        return futures
+
+    def positions(self, plan: ChunkPlan, dtype: str) -> list[int]:
+        """Where in its file each mix's row would start, if all of it went where most of it goes."""
+        found = []
+        for places, writer in self._outputs:
+            longest = max(_runs(plan, dtype, places, writer), key=lambda run: run[3])
+            found.append(longest[1] - longest[2])
+        return found
+
+    def has(self, plan: ChunkPlan, dtype: str) -> bool:
+        """Whether an earlier run has written all that comes of a chunk."""
+        return all(
+            writer.resumed
+            and all(
+                writer.finished(shard, position, nbytes)
+                for shard, position, _, nbytes in _runs(plan, dtype, places, writer)
+            )
+            for places, writer in self._outputs
+        )
+
+
+def _runs(plan: ChunkPlan, dtype: str, places: Places, writer: CheckpointWriter) -> list[list[int]]:
+    """Where a chunk's results go: shard, byte in its file, byte in the row of results, bytes."""
+    width = BITS[dtype] // 8
+    runs: list[list[int]] = []
+    for piece in plan.pieces:
+        name, first = places[piece.tensor]
+        shard, position = writer.place(name, (first + piece.start) * width)
+        nbytes = (piece.stop - piece.start) * width
+        if runs and runs[-1][0] == shard and runs[-1][1] + runs[-1][3] == position:
+            runs[-1][3] += nbytes
+        else:
+            runs.append([shard, position, piece.at * width, nbytes])
+    return runs
 
 
 class Job(NamedTuple):
@@ -109,7 +159,7 @@ class Job(NamedTuple):
 
     mixes: Mixes
     dtype: str | None  # None: see output_dtype
-    sink: Sink = lambda chunk, buffer, starts, dtype: []
+    sink: FileSink = FileSink(())
 
 
 def rows_of(jobs: Sequence[Job]) -> tuple[int, ...]:
@@ -125,7 +175,7 @@ def run_mixes(
     plans: Sequence[ChunkPlan],
     worker: Device,
     dtype: str | None,
-    sink: Sink,
+    sink: FileSink,
     progress: Progress | None,
     allow_non_finite: bool,
 ) -> None:
@@ -156,10 +206,12 @@ def run_jobs(
     for visit in visits:
         tensor = zoo.tensors[visit.plan.pieces[0].tensor]
         names = [output_dtype(zoo, tensor, job.dtype) for job in jobs]
-        each = [
-            name for name, job in zip(names, jobs, strict=True) for _ in range(job.mixes.n_mixes)
-        ]
-        layouts.append((names, *row_starts(visit.plan.n, each)))
+        each: list[str] = []
+        positions: list[int] = []
+        for name, job in zip(names, jobs, strict=True):
+            each += [name] * job.mixes.n_mixes
+            positions += job.sink.positions(visit.plan, name)
+        layouts.append((names, *output_starts(visit.plan.n, each, positions)))
     longest = max((length for _, _, length in layouts), default=0)
     buffers = [worker.host_buffer(longest) for _ in range(min(OUTPUTS, len(visits)))]
     waiting: list[list[Future[None]]] = [[] for _ in range(OUTPUTS)]
@@ -243,49 +295,3 @@ def unfinished(
         for plan, tensor in zip(plans, first, strict=True)
         if not all(sink.has(plan, output_dtype(zoo, tensor, dtype)) for sink, dtype in sinks)
     ]
-
-
-Places = Sequence[tuple[str, int]]
-"""For each of a zoo's tensors, the output tensor that it is part of, and the element of it at which
-it starts."""
-
-
-class FileSink:
-    """Writes each mix's row to its checkpoint, neighbouring tensors in one piece."""
-
-    def __init__(self, outputs: Sequence[tuple[Places, CheckpointWriter]]) -> None:
-        self._outputs = outputs
-
-    def __call__(self, chunk: Chunk, buffer, starts, dtype: str) -> list[Future[None]]:
-        futures = []
-        for (places, writer), row_start in zip(self._outputs, starts, strict=True):
-            for shard, position, at, nbytes in _runs(chunk.plan, dtype, places, writer):
-                start = row_start + at
-                futures += writer.write(shard, position, buffer[start : start + nbytes])
-        return futures
-
-    def has(self, plan: ChunkPlan, dtype: str) -> bool:
-        """Whether an earlier run has written all that comes of a chunk."""
-        return all(
-            writer.resumed
-            and all(
-                writer.finished(shard, position, nbytes)
-                for shard, position, _, nbytes in _runs(plan, dtype, places, writer)
-            )
-            for places, writer in self._outputs
-        )
-
-
-def _runs(plan: ChunkPlan, dtype: str, places: Places, writer: CheckpointWriter) -> list[list[int]]:
-    """Where a chunk's results go: shard, byte in its file, byte in the row of results, bytes."""
-    width = BITS[dtype] // 8
-    runs: list[list[int]] = []
-    for piece in plan.pieces:
-        name, first = places[piece.tensor]
-        shard, position = writer.place(name, (first + piece.start) * width)
-        nbytes = (piece.stop - piece.start) * width
-        if runs and runs[-1][0] == shard and runs[-1][1] + runs[-1][3] == position:
-            runs[-1][3] += nbytes
-        else:
-            runs.append([shard, position, piece.at * width, nbytes])
-    return runs

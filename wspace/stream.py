@@ -18,6 +18,7 @@ from wspace.devices import Device
 from wspace.errors import BudgetError
 from wspace.profiling import READS, stage
 from wspace.storage.checkpoints import Checkpoint, StoredTensor
+from wspace.storage.files import PAGE
 from wspace.storage.headers import BITS, KERNEL_NAMES
 from wspace.storage.reading import Range, Reader, append_range
 from wspace.storage.remote import FAR_THREADS, FAR_WORKSPACE
@@ -91,6 +92,27 @@ def row_starts(n: int, dtypes: Sequence[str]) -> tuple[tuple[int, ...], int]:
     return tuple(starts), position
 
 
+def output_starts(
+    n: int, dtypes: Sequence[str], positions: Sequence[int]
+) -> tuple[tuple[int, ...], int]:
+    """:func:`row_starts` of rows that are written to ``positions`` of their files.
+
+    In the buffer, that starts at a page, each lies in its pages as it will in its file's: so the
+    file system takes it straight from there (see ``wspace.storage.files``).
+    """
+    starts, end = [], 0
+    for dtype, position in zip(dtypes, positions, strict=True):
+        width = BITS[dtype] // 8
+        starts.append(end + ((position - end) % PAGE if position % width == 0 else -end % width))
+        end = starts[-1] + n * width
+    return tuple(starts), end
+
+
+def output_slack(out_bytes: int) -> int:
+    """Bytes that buffers of outputs need beyond ``out_bytes`` for each element."""
+    return OUTPUTS * PAGE * (out_bytes // 2)  # at most a page a row, and no type is narrower
+
+
 def plan_chunks(
     zoo: Zoo, rows: Sequence[int], n_elements: Callable[[Sequence[str]], int], max_pieces: int
 ) -> Iterator[ChunkPlan]:
@@ -138,8 +160,7 @@ def chunk_elements(
     output for each element. Raises BudgetError if not even ``CUT`` elements fit.
     """
     in_bytes = sum(BITS[dtype] for dtype in in_dtypes) // 8
-    # each row starts at a multiple of ALIGNMENT
-    fixed = (SLOTS * len(in_dtypes) + OUTPUTS * 64) * ALIGNMENT
+    fixed = SLOTS * len(in_dtypes) * ALIGNMENT + output_slack(out_bytes)
     per_element = SLOTS * in_bytes + OUTPUTS * out_bytes
     fitting = (budget - fixed) // per_element
     if fitting < CUT:

@@ -12,7 +12,16 @@ from typing import NamedTuple
 
 from wspace.devices import Device
 from wspace.storage.headers import BITS
-from wspace.stream import ALIGNMENT, CUT, OUTPUTS, SLOTS, ChunkPlan, Piece, chunk_elements
+from wspace.stream import (
+    ALIGNMENT,
+    CUT,
+    OUTPUTS,
+    SLOTS,
+    ChunkPlan,
+    Piece,
+    chunk_elements,
+    output_slack,
+)
 from wspace.zoo import Zoo, ZooTensor
 
 
@@ -51,7 +60,7 @@ class Room:
         }
         slot = max((_slot_bytes(n, dtypes) for dtypes, n in elements.items()), default=0)
         longest = max(elements.values(), default=0)
-        free = budget - OUTPUTS * (longest * out_bytes + 64 * ALIGNMENT)
+        free = budget - OUTPUTS * longest * out_bytes - output_slack(out_bytes)
         # beside what is kept, the next chunks are read
         kept = max(1, free // max(slot, 1) - (SLOTS - 1)) if worker.lasting else 1
         return cls(elements, kept, slot)

@@ -20,6 +20,7 @@ from wspace.errors import CheckpointError, NonFiniteError
 from wspace.jobs import FileSink, finish
 from wspace.passes import describe_non_finite
 from wspace.profiling import PASS, stage
+from wspace.storage.files import PAGE
 from wspace.storage.headers import BITS, KERNEL_NAMES
 from wspace.stream import (
     CUT,
@@ -28,6 +29,7 @@ from wspace.stream import (
     ChunkPlan,
     Piece,
     Stream,
+    output_starts,
 )
 
 Count = Callable[[int], None]
@@ -95,7 +97,7 @@ class Run:
         """Compute and hand on every tensor; chunks are read ahead, and written behind."""
         plans = self._layout.plans
         width = BITS[self.work.dtype] // 8
-        longest = max((plan.n * width for plan in plans), default=0)
+        longest = max((plan.n * width for plan in plans), default=0) + PAGE
         buffers = [self._worker.host_buffer(longest) for _ in range(min(OUTPUTS, len(plans)))]
         waiting: list[list[Future[None]]] = [[] for _ in range(OUTPUTS)]
 
@@ -104,14 +106,16 @@ class Run:
 
         for k, (chunk, prepared) in enumerate(self._prepared(whole, progress, has)):
             finish(waiting[k % OUTPUTS])
-            buffer = buffers[k % OUTPUTS][: chunk.plan.n * width]
+            dtype, plan = self.work.dtype, chunk.plan
+            starts, end = output_starts(plan.n, [dtype], sink.positions(plan, dtype))
+            buffer = buffers[k % OUTPUTS][starts[0] : end]
             bad = 0
             for view, tables in prepared:
                 bad += self._join(view, tables, buffer)
                 tables.forget()
             if bad and not self._allow:
                 raise NonFiniteError(self._describe(chunk))
-            waiting[k % OUTPUTS] = sink(chunk, buffer, (0,), self.work.dtype)
+            waiting[k % OUTPUTS] = sink(chunk, buffer, (0,), dtype)
         for futures in waiting:
             finish(futures)
 
