@@ -10,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from wspace.devices import allocate
 from wspace.storage import files
-from wspace.storage.files import COPY, PAGE, OutputFile
+from wspace.storage.files import COPY, PAGE, SECTOR, OutputFile
+from wspace.storage.residence import pages_cached
 
 LENGTH = 3 * COPY + 5 * PAGE + 77
 
@@ -24,13 +26,22 @@ def is_direct(descriptor):
     return bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT)
 
 
-@pytest.fixture(params=["direct", "refused", "none"])
+@pytest.fixture(params=["direct", "pages", "refused", "none"])
 def way(request, monkeypatch):
-    """A file system with direct writes, one that refuses some, and one without."""
+    """A file system with direct writes, one that takes them from pages of memory only, one that
+    refuses some, and one without."""
     if request.param == "none":
         monkeypatch.delattr(os, "O_DIRECT")
+    pwrite = os.pwrite
+    if request.param == "pages":
+
+        def from_pages(descriptor, data, position):
+            if is_direct(descriptor) and np.frombuffer(data, np.uint8).ctypes.data % PAGE:
+                raise OSError(errno.EINVAL, "alignment")
+            return pwrite(descriptor, data, position)
+
+        monkeypatch.setattr(os, "pwrite", from_pages)
     if request.param == "refused":
-        pwrite = os.pwrite
 
         def refuse(descriptor, data, position):
             if is_direct(descriptor) and position % (8 * PAGE):
@@ -41,9 +52,10 @@ def way(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize("shift", [0, 2, PAGE - 1], ids="memory+{}".format)
+@pytest.mark.parametrize("shift", [0, 2, SECTOR, PAGE - 1], ids="memory+{}".format)
 def test_ranges_in_any_order_make_the_file(tmp_path, way, shift):
-    content = bytes_of(LENGTH + shift)[shift:]
+    content = allocate(LENGTH + shift)[shift:]
+    content[:] = bytes_of(LENGTH)
     edges = [
         0,
         1,
@@ -106,6 +118,8 @@ def test_what_is_cached_is_flushed_as_it_grows(tmp_path, monkeypatch):
         out.write(bytes_of(PAGE), k * PAGE)
     out.close()
     assert len(synced) == 2
+    with (tmp_path / "x").open("rb") as file:
+        assert pages_cached(file.fileno(), 0, 25 * PAGE) in (5, None), "what was flushed has left"
 
 
 def test_a_disk_error_is_raised(tmp_path, monkeypatch):

@@ -53,6 +53,7 @@ LAYERS = [
     "wspace.profiling",
     "wspace.weights",
     "wspace.storage.checksums",
+    "wspace.storage.residence",
     "wspace.storage.asking",
     "wspace.storage.folders",
     "wspace.storage.remote",

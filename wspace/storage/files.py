@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import threading
@@ -9,8 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from wspace.storage.residence import drop
+
 PAGE = 4096
-"""Bytes. What direct writes are aligned to: file position, memory and length."""
+"""Bytes. What direct writes are aligned to: file position, length, and memory unless the disk takes
+it otherwise."""
+
+SECTOR = 512
+"""Bytes. What most disks want of memory for direct writes."""
 
 WRITE = 8 << 20
 """Bytes of one task of a writing thread; a multiple of ``PAGE``."""
@@ -19,7 +26,7 @@ COPY = 256 << 10
 """Bytes moved at a time to where a direct write can take them; a multiple of ``PAGE``."""
 
 SYNC = 128 << 20
-"""Bytes in the page cache after which their writing to disk is due."""
+"""Bytes in the page cache after which they are written to the disk, and leave the cache."""
 
 
 class OutputFile:
@@ -28,7 +35,8 @@ class OutputFile:
     Whole pages go to the disk directly (``O_DIRECT``): copying them into the page cache takes more
     processor time than a merge's arithmetic, and would push the inputs out of it. The ends of a
     range that are less than a page, and everything where direct writes are refused, go through
-    the page cache; no page is written both ways.
+    the page cache; no page is written both ways. What goes through the cache is flushed every
+    ``SYNC`` bytes, and dropped from it: neither grows with the file.
     """
 
     def __init__(self, path: Path, length: int, *, again: bool = False) -> None:
@@ -36,6 +44,7 @@ class OutputFile:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (0 if again else os.O_EXCL)
         self._descriptor = os.open(path, flags, 0o644)
         self._direct = -1
+        self._alignment = SECTOR  # of memory
         self._cached = 0  # bytes since the last sync
         self._lock = threading.Lock()
         try:
@@ -57,13 +66,31 @@ class OutputFile:
         body = (len(view) - head) // PAGE * PAGE
         if self._direct >= 0 and body:
             try:
-                _write_pages(self._direct, view[head : head + body], position + head)
+                self._write_pages(view[head : head + body], position + head)
             except OSError:  # refused as it stands; if the disk is at fault, the next line says so
                 self._write_cached(view[head : head + body], position + head)
             self._write_cached(view[:head], position)
             self._write_cached(view[head + body :], position + head + body)
         else:
             self._write_cached(view, position)
+
+    def _write_pages(self, view: np.ndarray, position: int) -> None:
+        """Write whole pages directly, from where they are if the disk can take them there."""
+        if view.ctypes.data % self._alignment == 0:
+            try:
+                _write_exactly(self._direct, view, position)
+                return
+            except OSError as error:
+                if error.errno != errno.EINVAL or view.ctypes.data % PAGE == 0:
+                    raise
+                self._alignment = PAGE
+        if not hasattr(_own, "pages"):
+            _own.pages = np.frombuffer(mmap.mmap(-1, COPY), dtype=np.uint8)
+        for start in range(0, len(view), COPY):
+            part = view[start : start + COPY]
+            pages = _own.pages[: len(part)]
+            pages[:] = part
+            _write_exactly(self._direct, pages, position + start)
 
     def _write_cached(self, view: np.ndarray, position: int) -> None:
         _write_exactly(self._descriptor, view, position)
@@ -72,8 +99,9 @@ class OutputFile:
             due = self._cached >= SYNC
             if due:
                 self._cached = 0
-        if due:  # so that the last wait is short
+        if due:  # so that the last wait is short, and others' pages stay in the cache
             os.fdatasync(self._descriptor)
+            drop(self._descriptor)
 
     def read(self, start: int, nbytes: int) -> bytes:
         """Bytes that were written earlier; fewer at the end of the file."""
@@ -95,20 +123,6 @@ class OutputFile:
 
 
 _own = threading.local()
-
-
-def _write_pages(descriptor: int, view: np.ndarray, position: int) -> None:
-    """Write whole pages directly, from memory that starts at a page."""
-    if view.ctypes.data % PAGE == 0:
-        _write_exactly(descriptor, view, position)
-        return
-    if not hasattr(_own, "pages"):
-        _own.pages = np.frombuffer(mmap.mmap(-1, COPY), dtype=np.uint8)
-    for start in range(0, len(view), COPY):
-        part = view[start : start + COPY]
-        pages = _own.pages[: len(part)]
-        pages[:] = part
-        _write_exactly(descriptor, pages, position + start)
 
 
 def _write_exactly(descriptor: int, view: np.ndarray, position: int) -> None:
