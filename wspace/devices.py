@@ -85,7 +85,8 @@ def device_named(name: str) -> Device:
 
 def allocate(nbytes: int) -> np.ndarray:
     """Page-aligned zeros, in large pages where the system gives them."""
-    memory = mmap.mmap(-1, max(nbytes, 1))
+    # not shared: most systems give shared memory no large pages
+    memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, dtype=np.uint8)[:nbytes]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import carray
 
 from wkernels.cpu.jit import (
+    array_at,
     bits_of_float32,
     float32_from_bits,
     float32_from_half,
     half_from_float32,
     inner,
-    pointer,
 )
 from wkernels.cpu.stores import STORES
 from wkernels.cpu.vectors import READS, TURN
@@ -43,24 +42,24 @@ def _read_slowly(code, address, start, values):
     """``read`` for any type, one element after another; compilers vectorise most of it."""
     n = values.size
     if code == BFLOAT16:
-        halves = carray(pointer(address + 2 * start), (n,), np.uint16)
+        halves = array_at(address + 2 * start, n, np.uint16)
         for k in range(n):
             values[k] = float32_from_bits(np.uint32(halves[k]) << np.uint32(16))
     elif code == FLOAT32:
-        floats = carray(pointer(address + 4 * start), (n,), np.float32)
+        floats = array_at(address + 4 * start, n, np.float32)
         for k in range(n):
             values[k] = floats[k]
     elif code == FLOAT16:
-        halves = carray(pointer(address + 2 * start), (n,), np.uint16)
+        halves = array_at(address + 2 * start, n, np.uint16)
         for k in range(n):
             values[k] = float32_from_half(halves[k])
     elif code == FLOAT64:
-        doubles = carray(pointer(address + 8 * start), (n,), np.float64)
+        doubles = array_at(address + 8 * start, n, np.float64)
         for k in range(n):
             values[k] = doubles[k]
     else:
         table = _E4M3 if code == E4M3 else _E5M2
-        octets = carray(pointer(address + start), (n,), np.uint8)
+        octets = array_at(address + start, n, np.uint8)
         for k in range(n):
             values[k] = table[octets[k]]
 
@@ -198,22 +197,22 @@ def _write_slowly(code, address, start, values):
     n = values.size
     bad = 0
     if code == BFLOAT16:
-        halves = carray(pointer(address + 2 * start), (n,), np.uint16)
+        halves = array_at(address + 2 * start, n, np.uint16)
         for k in range(n):
             halves[k] = _bfloat16(_odd_float32(values[k]))
             bad += (halves[k] & np.uint16(0x7F80)) == np.uint16(0x7F80)
     elif code == FLOAT16:
-        halves = carray(pointer(address + 2 * start), (n,), np.uint16)
+        halves = array_at(address + 2 * start, n, np.uint16)
         for k in range(n):
             halves[k] = half_from_float32(_odd_float32(values[k]))
             bad += (halves[k] & np.uint16(0x7C00)) == np.uint16(0x7C00)
     elif code == FLOAT32:
-        floats = carray(pointer(address + 4 * start), (n,), np.float32)
+        floats = array_at(address + 4 * start, n, np.float32)
         for k in range(n):
             floats[k] = np.float32(values[k])
             bad += not abs(floats[k]) < np.inf
     else:
-        doubles = carray(pointer(address + 8 * start), (n,), np.float64)
+        doubles = array_at(address + 8 * start, n, np.float64)
         for k in range(n):
             doubles[k] = np.float64(values[k])
             bad += not abs(doubles[k]) < np.inf

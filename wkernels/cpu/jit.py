@@ -17,6 +17,7 @@ import numba
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+from numba.np import arrayobj
 
 _HERE = Path(__file__).parent
 
@@ -67,18 +68,34 @@ def one_at_a_time(cache) -> None:
 
 
 def inner(function):
-    """Compile ``function`` into the kernels that call it."""
-    return numba.njit(nogil=True, error_model="numpy")(function)
+    """Compile ``function`` into the kernels that call it.
+
+    It allocates nothing, so that it need not count who holds an array: counting is atomic, and took
+    most of the time of loops over short slices.
+    """
+    return numba.njit(nogil=True, error_model="numpy", _nrt=False)(function)
 
 
 @intrinsic
-def pointer(context, address):
-    """``int64 -> void*``, for ``numba.carray``."""
+def array_at(context, address, n, dtype):
+    """The ``n`` elements at an address (int64), as an array that somebody else holds."""
+    array = types.Array(dtype.dtype, 1, "C")
 
     def generate(context, builder, signature, args):
-        return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
+        element = context.get_data_type(array.dtype)
+        itemsize = context.get_constant(types.intp, context.get_abi_sizeof(element))
+        result = arrayobj.make_array(array)(context, builder)
+        arrayobj.populate_array(
+            result,
+            data=builder.inttoptr(args[0], result.data.type),
+            shape=[args[1]],
+            strides=[itemsize],
+            itemsize=itemsize,
+            meminfo=None,
+        )
+        return result._getvalue()
 
-    return types.voidptr(types.int64), generate
+    return array(types.int64, types.int64, dtype), generate
 
 
 @intrinsic

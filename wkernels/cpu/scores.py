@@ -115,7 +115,7 @@ def _rank_chances(
             subtract(values, base)
             magnitudes(values, sizes)
             loaded = outer
-        _sort(bits, place, depth, packed, spare, counts)
+        _sort(bits, place, depth, spare, packed, counts)
         for rank in range(length):
             scaled = 2.0 * rank / (length - 1) - 1.0 if length > 1 else 0.0
             k = np.int64(packed[rank] & np.uint64(0xFFFFFFFF))
@@ -123,14 +123,14 @@ def _rank_chances(
 
 
 @inner
-def _sort(bits, place, depth, packed, spare, counts):
+def _sort(bits, place, depth, spare, packed, counts):
     """``packed``: ``(bits << 32) + index`` of a line's elements, ascending; a stable radix sort."""
     length = packed.size
     digit = np.uint64(2047)
     counts[:] = 0
     for k in range(length):
         key = np.uint64(bits[k * depth + place])
-        packed[k] = (key << np.uint64(32)) | np.uint64(k)
+        spare[k] = (key << np.uint64(32)) | np.uint64(k)
         for d in range(3):
             counts[d, np.int64((key >> np.uint64(11 * d)) & digit)] += 1
     for d in range(3):
@@ -140,12 +140,11 @@ def _sort(bits, place, depth, packed, spare, counts):
             counts[d, b] = total
             total += count
         shift = np.uint64(32 + 11 * d)
-        source, target = (packed, spare) if d != 1 else (spare, packed)
+        source, target = (spare, packed) if d != 1 else (packed, spare)
         for k in range(length):
             b = np.int64((source[k] >> shift) & digit)
             target[counts[d, b]] = source[k]
             counts[d, b] += 1
-    packed[:] = spare
 
 
 def importances(

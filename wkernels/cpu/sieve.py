@@ -49,7 +49,10 @@ class Sieve:
     4. ``bits`` and ``before`` are the tables of a ``Mask``, except where ``open`` is true
     """
 
-    def __init__(self, largest: np.ndarray, sizes: np.ndarray) -> None:
+    def __init__(
+        self, largest: np.ndarray, sizes: np.ndarray, rooms: list[np.ndarray] | None = None
+    ) -> None:
+        """``rooms``: work areas that sieves hand on to one another."""
         self.largest = np.ascontiguousarray(largest, np.int64)
         self.sizes = np.ascontiguousarray(sizes, np.int64)
         none = self.largest <= 0
@@ -59,8 +62,10 @@ class Sieve:
         self.open = ~(none | every)
         self._limits = np.zeros((*largest.shape, 2), np.int32)
         self._samples: list[np.ndarray] = []
+        self._rooms = [] if rooms is None else rooms
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self._kept: list[np.ndarray] = []  # what the addresses in the parts point to
+        self._kept: list[np.ndarray] = []  # which the places in the parts count in
+        self._n_kept = 0
 
     def samples(self) -> list[tuple[int, int]]:
         """``(tensor, start)`` of the blocks to be sampled."""
@@ -106,15 +111,27 @@ class Sieve:
         counts = np.zeros((n_blocks, n_rows, 4), np.int64)
         places = np.zeros((n_blocks, n_rows), np.int64)
 
-        def work(start: int, stop: int) -> np.ndarray:
-            kept = np.empty((n_rows, share * (stop - start) + BLOCK + LANES), np.int32)
+        def work(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+            shape = n_rows, share * (stop - start) + BLOCK + LANES
+            room = self._rooms.pop() if self._rooms else np.empty(0, np.int32)
+            if room.size < shape[0] * shape[1]:
+                room = np.empty(shape[0] * shape[1], np.int32)
+            kept = room[: shape[0] * shape[1]].reshape(shape)
             sifting.sift(
                 *rows, *base, blocks.ranges, owners, start, stop, self._limits, self.open, kept,
-                counts, places,
+                counts,
             )  # fmt: skip
-            return kept
+            # row by row, and there block by block
+            lengths = np.maximum(counts[start:stop, :, 3], 0).T
+            places[start:stop] = (np.cumsum(lengths).reshape(lengths.shape) - lengths).T
+            packed = np.concatenate([kept[i, :n] for i, n in enumerate(lengths.sum(axis=1))])
+            self._rooms.append(room)
+            return places[start:stop], packed
 
-        self._kept += over_ranges(work, n_blocks, step=1, threads=threads, least=4)
+        for part, packed in over_ranges(work, n_blocks, step=1, threads=threads, least=4):
+            part += self._n_kept
+            self._kept.append(packed)
+            self._n_kept += packed.size
         self._parts.append((owners, counts, places))
 
     def settle(self) -> list[Wanted]:
@@ -126,8 +143,8 @@ class Sieve:
         shape = self.largest.shape
         block, nth = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         sifting.resolve(
-            edges, counts, places, self._limits, self.largest, self.open, self.bits, self.before,
-            block, nth,
+            edges, counts, places, np.concatenate(self._kept), self._limits, self.largest,
+            self.open, self.bits, self.before, block, nth,
         )  # fmt: skip
         self._parts, self._kept = [], []
         return [

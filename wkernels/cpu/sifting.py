@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import carray
 
 from wkernels.cpu.blocks import BLOCK
 from wkernels.cpu.differences import SIFTS
 from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, WIDTHS, read
-from wkernels.cpu.jit import inner, kernel, pointer
+from wkernels.cpu.jit import inner, kernel
 from wkernels.cpu.masks import magnitudes, subtract
 from wkernels.cpu.vectors import LANES, TURN
 from wkernels.selection import ALL
@@ -120,15 +119,13 @@ def _sift_row(code, address, start, n, base, values, limits, out, tally):
 @kernel
 def sift(
     addresses, codes, base_address, base_code, ranges, owners, first, last, limits, wanted, kept,
-    counts, places,
+    counts,
 ):  # fmt: skip
     base = np.zeros(COLUMNS, np.float32)
     values = np.empty(COLUMNS, np.float32)
     filled = np.zeros(addresses.size, np.int64)
     for block in range(first, last):
         slot = owners[block]
-        for i in range(addresses.size):
-            places[block, i] = kept[i, filled[i] :].ctypes.data
         for start in range(ranges[block, 0], ranges[block, 1], COLUMNS):
             n = min(COLUMNS, ranges[block, 1] - start)
             if base_address.size == 1:
@@ -147,7 +144,7 @@ def sift(
 
 
 @kernel
-def resolve(edges, counts, places, limits, largest, open_, bits, before, block, nth):
+def resolve(edges, counts, places, kept, limits, largest, open_, bits, before, block, nth):
     digits = np.empty(2048, np.int64)
     for slot in range(largest.shape[0]):
         first, last = edges[slot], edges[slot + 1]
@@ -176,7 +173,7 @@ def resolve(edges, counts, places, limits, largest, open_, bits, before, block, 
                     at = 0
                     for b in range(first, last):
                         n = counts[b, i, _BETWEEN]
-                        inside[at : at + n] = carray(pointer(places[b, i]), (n,), np.int32)
+                        inside[at : at + n] = kept[places[b, i] : places[b, i] + n]
                         at += n
                     column = _BETWEEN
                     value = _nth_largest(inside, left, digits)
@@ -198,7 +195,7 @@ def resolve(edges, counts, places, limits, largest, open_, bits, before, block, 
             while True:
                 n = counts[b, i, column]
                 if column == _BETWEEN:
-                    inside = carray(pointer(places[b, i]), (n,), np.int32)
+                    inside = kept[places[b, i] : places[b, i] + n]
                     n = 0
                     for k in range(inside.size):
                         n += inside[k] == value

@@ -131,6 +131,7 @@ class OnCpu:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
+        self._rooms: list[np.ndarray] = []  # of sieves
 
     def rows(self, chunk: Chunk) -> tuple[cpu.Pointers, cpu.Pointers]:
         address = chunk.buffer.ctypes.data
@@ -149,7 +150,7 @@ class OnCpu:
     def sifted(
         self, source: Source, largest: np.ndarray, sizes: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        sieve = cpu.Sieve(largest, sizes)
+        sieve = cpu.Sieve(largest, sizes, self._rooms)
         blocks = sieve.samples()
         for view in source.at(blocks):
             sieve.sample(view.rows, _base(view), view.segments, view.slots)

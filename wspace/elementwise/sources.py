@@ -34,8 +34,8 @@ def lay_out(
 ) -> Layout:
     """``fitting(dtypes)``, ``target(dtypes)``: elements that fit, and that a chunk should have.
 
-    ``unit(tensor)``: a tensor that does not fit is cut at multiples of it. ``most``: pieces in a
-    chunk.
+    ``unit(tensor)``: a tensor that does not fit is cut at multiples of it, into chunks of the size
+    that they should have. ``most``: pieces in a chunk.
     """
     whole: list[ChunkPlan] = []
     cut: list[list[ChunkPlan]] = []
@@ -61,7 +61,7 @@ def lay_out(
                     f"tensor {tensor.name!r}: its rows have {step} elements, and {limit} fit into "
                     "the memory budget; raise it"
                 )
-            step = limit // step * step
+            step *= max(1, min(limit, max(target(dtypes), CUT)) // step)
             parts = [(start, min(start + step, n)) for start in range(0, n, step)]
             cut.append([ChunkPlan((Piece(index, a, b, 0),), dtypes, b - a) for a, b in parts])
             continue
