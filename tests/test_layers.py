@@ -93,6 +93,14 @@ LAYERS = [
     "wspace.grams",
     "wspace.geometry",
     "wspace.mixing",
+    "wspace.catalogue.layouts",
+    "wspace.catalogue.facts",
+    "wspace.catalogue.finding",
+    "wspace.catalogue.slots",
+    "wspace.catalogue.store",
+    "wspace.catalogue.estimates",
+    "wspace.catalogue.likeness",
+    "wspace.catalogue",
     "wspace.modules",
     "wspace.recipes",
     "wspace.lab.schema",
@@ -127,6 +135,7 @@ LAYERS = [
     "wspace.cli.tables",
     "wspace.cli.options",
     "wspace.cli.inspect",
+    "wspace.cli.index",
     "wspace.cli.distances",
     "wspace.cli.cluster",
     "wspace.cli.check",
@@ -199,7 +208,9 @@ def in_fresh_process(code):
     ).stdout.strip()
 
 
-@pytest.mark.parametrize("module", ["wspace", "wspace.cli.main", "wspace.merging", "wkernels.cpu"])
+@pytest.mark.parametrize(
+    "module", ["wspace", "wspace.cli.main", "wspace.merging", "wspace.catalogue", "wkernels.cpu"]
+)
 def test_importing_it_imports_neither_torch_nor_triton(module):
     code = f"import sys, {module}; print({{'torch', 'triton'}} & set(sys.modules))"
     assert in_fresh_process(code) == "set()"

@@ -1,3 +1,8 @@
+from .catalogue import (
+    Catalogue as Catalogue,
+    index_zoo as index_zoo,
+    open_catalogue as open_catalogue,
+)
 from .errors import (
     BudgetError as BudgetError,
     CheckpointError as CheckpointError,

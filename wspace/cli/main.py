@@ -9,13 +9,14 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from wspace.cli import check, cluster, demo, distances, experiment, inspect, merge, verify
+from wspace.cli import check, cluster, demo, distances, experiment, index, inspect, merge, verify
 from wspace.cli.interrupts import prompt_interrupts, status_of
 from wspace.errors import WspaceError
 from wspace.version import VERSION
 
 COMMANDS = {
     "inspect": inspect,
+    "index": index,
     "distances": distances,
     "cluster": cluster,
     "merge": merge,

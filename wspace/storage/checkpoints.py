@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 INDEX = "model.safetensors.index.json"
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 PICKLES = (".bin", ".pt", ".pth")
 
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
@@ -157,7 +157,7 @@ def _opened(path: Location) -> Checkpoint:
 
 
 def _complete_shards(folder: Location, files: list[Location]) -> list[Location]:
-    matches = [_SHARD.fullmatch(file.name) for file in files]
+    matches = [SHARD.fullmatch(file.name) for file in files]
     shards = [match for match in matches if match]
     if not shards:
         if len(files) == 1:
