@@ -17,9 +17,24 @@ BLOCK = 256 << 10
 """Bytes. What is journaled, and read again, at a time."""
 
 
+PIECE = 64 << 10
+"""Bytes hashed at a time. For more, xxhash lets go of Python's lock, and to get that back from busy
+threads takes many times as long as the hash."""
+
+
 def checksum(data: bytes | memoryview) -> str:
-    """32 hexadecimal digits. ``data``: anything contiguous that has the buffer protocol."""
-    return xxhash.xxh3_128_hexdigest(data)
+    """32 hexadecimal digits. ``data``: contiguous bytes."""
+    if len(data) <= PIECE:
+        return xxhash.xxh3_128_hexdigest(data)
+    digest = xxhash.xxh3_128()
+    _update(digest, data)
+    return digest.hexdigest()
+
+
+def _update(digest: xxhash.xxh3_128, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    for start in range(0, len(view), PIECE):
+        digest.update(view[start : start + PIECE])
 
 
 def checksum_of_blocks(checksums: Iterable[str]) -> str:
@@ -40,6 +55,6 @@ class OpenBlock:
         self._early[start] = part if start == self._done else bytes(part)
         while self._done in self._early:
             piece = self._early.pop(self._done)
-            self._hash.update(piece)
+            _update(self._hash, piece)
             self._done += len(piece)
         return self._hash.hexdigest() if self._done == self._nbytes else None
