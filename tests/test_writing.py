@@ -21,7 +21,8 @@ from wspace.storage.companions import companions
 from wspace.storage.fingerprints import fingerprint
 from wspace.storage.headers import BITS, read_header
 from wspace.storage.outputs import OutputTensor, plan_shards
-from wspace.storage.writing import NewCheckpoint, checkpoint_writers
+from wspace.storage.writers import checkpoint_writers
+from wspace.storage.writing import NewCheckpoint
 from wspace.version import VERSION
 
 CONFIG = {"architectures": ["Toy"], "dtype": "float32"}

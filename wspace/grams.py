@@ -9,12 +9,14 @@ import torch
 
 from wkernels import moments, ops
 from wspace.devices import Device, device_named
-from wspace.errors import NonFiniteError
+from wspace.errors import NonFiniteError, WspaceError
 from wspace.lora import rank_products
 from wspace.passes import TensorSums, sum_over_tensors
 from wspace.placement import choose, products_job, statistics_job
 from wspace.sizes import parse_bytes
+from wspace.storage.fingerprints import digest_of, fingerprint
 from wspace.stream import Chunk, Progress
+from wspace.team import ADAPTERS_ALONE, ALONE, Team
 from wspace.zoo import Zoo, open_zoo
 
 EXACT = 1e-14
@@ -42,16 +44,19 @@ def gram(
     memory: int | str = "1GiB",
     allow_non_finite: bool = False,
     progress: Progress | None = None,
+    team: Team = ALONE,
 ) -> Gram:
     """Gram matrix of the task vectors: ``G[i, j] = <theta_i - base, theta_j - base>``.
 
     One pass over the bytes: each is read once. Without a base the rows are the weights themselves.
     ``per_tensor`` keeps the matrix of every tensor too (``n_tensors * n * n`` doubles). ``memory``
-    bounds what the pass holds, results included. ``progress(done, total)`` counts bytes.
+    bounds what the pass holds, results included. ``progress(done, total)`` counts bytes. A ``team``
+    of processes divides the parameters (see ``wspace.ranks``), and each returns the same bits.
 
     Numerics: differences in float32 (float64 where an input is), products and sums in float64; the
-    sum over tensors in twice float64's precision, so that the bits do not depend on the order of
-    tensors, the shard layout, the chunks or the threads.
+    sum over tensors, and over a large tensor's spans of 2**20 elements, in twice float64's
+    precision, so that the bits do not depend on the order of tensors, the shard layout, the chunks,
+    the threads or the processes.
     Raises NonFiniteError naming a tensor with NaN or Inf, unless allowed; BudgetError; DeviceError.
     """
     worker = device_named(choose(device, products_job(zoo, len(zoo))).name)
@@ -65,20 +70,33 @@ def gram(
 
     check = None if allow_non_finite else finite
     if zoo.adapters:
+        if team.share.n > 1:
+            raise WspaceError(ADAPTERS_ALONE)
         sums = _of_adapters(zoo, parse_bytes(memory), per_tensor, check)
     else:
-        sums = _square(zoo, add, worker, memory, per_tensor, "Gram matrix", check, progress)
+        what = "Gram matrix"
+        sums = _square(zoo, add, worker, memory, per_tensor, what, check, progress, team)
+    return gram_from(zoo, sums if per_tensor else sums._replace(per_tensor=None))
+
+
+def gram_from(zoo: Zoo, sums: TensorSums) -> Gram:
+    """Sums of products as a Gram matrix."""
     others = {t.name: f"{t.dtypes[0]} is not floating point" for t in zoo.copied}
     return Gram(
         total=torch.from_numpy(sums.total),
-        per_tensor=None
-        if sums.per_tensor is None or not per_tensor
-        else torch.from_numpy(sums.per_tensor),
+        per_tensor=None if sums.per_tensor is None else torch.from_numpy(sums.per_tensor),
         tensors=tuple(tensor.name for tensor in zoo.tensors),
         members=zoo.names,
         has_base=zoo.has_origin,
         left_out=zoo.left_out | others,
     )
+
+
+def inputs_of(zoo: Zoo) -> str:
+    """A digest of what a Gram matrix follows from: the files, as they are, and the tensors."""
+    names = [tensor.name for tensor in zoo.tensors]
+    members = [str(member) for member in zoo.members]
+    return digest_of(fingerprint({"members": members}, zoo.checkpoints, tensors=names))
 
 
 def pairwise_distances(
@@ -88,6 +106,7 @@ def pairwise_distances(
     device: str = "auto",
     memory: int | str = "1GiB",
     progress: Progress | None = None,
+    team: Team = ALONE,
 ) -> torch.Tensor:
     """Distances between all members by direct difference, in one pass: float64 ``[n, n]``.
 
@@ -102,12 +121,17 @@ def pairwise_distances(
     def add(chunk: Chunk, segments: np.ndarray, sums: np.ndarray) -> None:
         worker.products(metric, chunk, segments, sums, based=False)
 
-    total = _square(zoo, add, worker, memory, False, "distances", None, progress).total
+    total = _square(zoo, add, worker, memory, False, "distances", None, progress, team).total
     return torch.from_numpy(np.sqrt(total) if metric == "l2" else total / zoo.numel)
 
 
 def refine(
-    distances: torch.Tensor, gram: Gram, zoo: Zoo, *, memory: int | str = "1GiB"
+    distances: torch.Tensor,
+    gram: Gram,
+    zoo: Zoo,
+    *,
+    memory: int | str = "1GiB",
+    team: Team = ALONE,
 ) -> torch.Tensor:
     """Euclidean distances with those of near-duplicates recomputed by direct difference.
 
@@ -123,7 +147,7 @@ def refine(
         return distances
     patterns = {name.replace("[", "[[]") for name in gram.left_out if name in zoo.left_out}
     part = open_zoo([zoo.members[i] for i in involved], exclude=sorted(patterns))
-    exact = pairwise_distances(part, memory=memory)
+    exact = pairwise_distances(part, memory=memory, team=team)
     refined = distances.clone()
     for a, i in enumerate(involved):
         for b, j in enumerate(involved):
@@ -190,10 +214,14 @@ def _of_adapters(zoo: Zoo, budget: int, keep: bool, check) -> TensorSums:
     return TensorSums(products if keep else None, products.sum(axis=0))
 
 
-def _square(zoo: Zoo, add, worker: Device, memory, keep, what, check, progress) -> TensorSums:
+def _square(
+    zoo: Zoo, add, worker: Device, memory, keep, what, check, progress, team: Team
+) -> TensorSums:
+    if team.share.n > 1:
+        team.agree("input files (names, sizes, times of change, headers)", inputs_of(zoo))
     # the base is read only where it is the origin
     rows = range(len(zoo.checkpoints) if what == "Gram matrix" else len(zoo))
     return sum_over_tensors(
         zoo, rows, (len(zoo), len(zoo)), add, worker=worker, budget=parse_bytes(memory), keep=keep,
-        what=what, check=check, progress=progress,
+        what=what, check=check, progress=progress, additive=True, team=team,
     )  # fmt: skip

@@ -27,7 +27,8 @@ from wspace.errors import BudgetError, MisalignedZooError, NonFiniteError
 from wspace.storage.fingerprints import Fingerprint
 from wspace.storage.headers import CODES, KERNEL_NAMES
 from wspace.storage.outputs import OutputTensor, check_output, check_space
-from wspace.storage.writing import CheckpointWriter, NewCheckpoint, Note, checkpoint_writers
+from wspace.storage.writers import checkpoint_writers
+from wspace.storage.writing import CheckpointWriter, NewCheckpoint, Note
 from wspace.zoo import Zoo
 
 

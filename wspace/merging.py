@@ -9,17 +9,22 @@ from typing import Any
 import numpy as np
 
 from wspace.devices import device_named
-from wspace.errors import MisalignedZooError, OutputError
+from wspace.dividing import Columns, own_columns, within
+from wspace.errors import MisalignedZooError, OutputError, WspaceError
 from wspace.jobs import FileSink, Mixes, finish, output_dtype, plan_mixes, run_mixes, unfinished
 from wspace.placement import choose, mixes_job
+from wspace.shares import Share
 from wspace.sizes import parse_bytes
 from wspace.storage.checksums import checksum
 from wspace.storage.fingerprints import fingerprint
+from wspace.storage.headers import BITS
 from wspace.storage.outputs import OutputTensor, check_output, check_space
 from wspace.storage.partial import is_published
 from wspace.storage.reading import Reader, append_range
-from wspace.storage.writing import CheckpointWriter, NewCheckpoint, Note, checkpoint_writers
+from wspace.storage.writers import all_finished, checkpoint_writers
+from wspace.storage.writing import CheckpointWriter, NewCheckpoint, Note
 from wspace.stream import Progress
+from wspace.team import ADAPTERS_ALONE, ALONE, Team
 from wspace.version import VERSION
 from wspace.weights import check_weights
 from wspace.zoo import Zoo
@@ -55,6 +60,7 @@ def merge(
     restart: bool = False,
     progress: Progress | None = None,
     note: Note | None = None,
+    team: Team = ALONE,
 ) -> list[Path]:
     """Write ``theta_j = base + sum_i weights[j, i] * (theta_i - base)`` to ``out[j]``, for all j.
 
@@ -76,6 +82,10 @@ def merge(
     over. ``note`` is called with a line that says how much was kept.
 
     Of LoRA adapters alone, the mix of what they add is written, as one adapter of the summed rank.
+
+    A ``team`` of processes divides the parameters by bytes (see ``wspace.ranks``): each writes its
+    own byte ranges of the outputs, with a journal of its own, and one of them publishes. Of shares
+    that know nothing of each other, what is not finished yet is not there on return.
 
     ``memory`` bounds the buffers; ``progress(done, total)`` counts bytes read. Returns the paths.
     Raises WeightsError, OutputError, NonFiniteError (NaN or Inf in an input, unless allowed, or a
@@ -100,6 +110,8 @@ def merge(
         for record in records
     ]
     there = [is_published(out, job) for out, job in zip(outs, jobs, strict=True)]
+    if all(there) and not team.meets:
+        return outs  # by the other shares and an earlier run of this one
     if any(there) and not all(there):  # the last run was cut short between two of them
         left = [j for j, published in enumerate(there) if not published]
         table, records, jobs = table[left], [records[j] for j in left], [jobs[j] for j in left]
@@ -107,6 +119,8 @@ def merge(
         left = list(range(len(outs)))
     asked, outs = outs, [outs[j] for j in left]
     if zoo.adapters:
+        if team.share.n > 1:
+            raise WspaceError(ADAPTERS_ALONE)
         from wspace.lora import merge_adapters  # torch: not for every merge
 
         merge_adapters(
@@ -121,21 +135,41 @@ def merge(
     nbytes = sum(tensor.nbytes for tensor in tensors)
     for path in outs:
         check_output(path, zoo.checkpoints)
-    check_space(outs, nbytes * len(outs))
+    if team.share.index == 0:
+        check_space(outs, nbytes * len(outs))
     plans = plan_mixes(zoo, chosen, worker, budget, dtype)
+    columns = own_columns(zoo, chosen.rows, team.share)
+    own = None if team.share.n == 1 else _bytes_of(columns, zoo, tensors, team.share)
     outputs = [
-        NewCheckpoint(path, tensors, job, max_shard_bytes)
+        NewCheckpoint(path, tensors, job, max_shard_bytes, own=own)
         for path, job in zip(outs, jobs, strict=True)
     ]
-    with checkpoint_writers(outputs, restart=restart, note=note) as writers:
-        copy_equal(zoo, writers)
+    with checkpoint_writers(outputs, restart=restart, note=note, team=team) as writers:
+        if team.share.index == 0:
+            copy_equal(zoo, writers)
         places = [(tensor.name, 0) for tensor in zoo.tensors]
         sink = FileSink([(places, writer) for writer in writers])
-        plans = unfinished(zoo, plans, [(sink, dtype)])
+        plans = unfinished(zoo, within(plans, columns), [(sink, dtype)])
         run_mixes(zoo, chosen, plans, worker, dtype, sink, progress, allow_non_finite)
-        for writer, record in zip(writers, records, strict=True):
-            writer.publish(zoo.donor, record, dtype)
+        if all_finished(writers, team):
+            for writer, record in zip(writers, records, strict=True):
+                writer.publish(zoo.donor, record, dtype)
+        team.wait()
     return asked
+
+
+def _bytes_of(
+    columns: Columns, zoo: Zoo, tensors: Sequence[OutputTensor], share: Share
+) -> dict[str, tuple[int, int]]:
+    """What of each output tensor a share makes; the first one copies what cannot be mixed."""
+    own = {}
+    for k, tensor in enumerate(zoo.tensors):
+        start, stop = columns.of(k, 0, tensor.numel)
+        width = BITS[tensors[k].dtype] // 8
+        own[tensor.name] = (start * width, stop * width)
+    if share.index == 0:
+        own |= {tensor.name: (0, tensor.nbytes) for tensor in tensors[len(zoo.tensors) :]}
+    return own
 
 
 def copy_equal(zoo: Zoo, writers: Sequence[CheckpointWriter]) -> None:

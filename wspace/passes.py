@@ -9,9 +9,11 @@ import numpy as np
 
 from wkernels.moments import NON_FINITE, N
 from wspace.devices import Device
+from wspace.dividing import SPAN, own_columns, within
 from wspace.errors import BudgetError, NonFiniteError
 from wspace.profiling import PASS, stage
 from wspace.stream import Chunk, Progress, Stream, chunk_elements, plan_chunks, reading_workspace
+from wspace.team import ALONE, Team
 from wspace.zoo import Zoo
 
 
@@ -35,6 +37,8 @@ def sum_over_tensors(
     what: str,
     check: Callable[[np.ndarray], bool] | None = None,
     progress: Progress | None = None,
+    additive: bool = False,
+    team: Team = ALONE,
 ) -> TensorSums:
     """One pass over ``rows`` of ``zoo.checkpoints``; ``add(chunk, segments, sums)`` does the work.
 
@@ -42,9 +46,15 @@ def sum_over_tensors(
     far. ``keep`` keeps the sums of every tensor. ``check(sums)`` false raises NonFiniteError with
     the tensor's name. ``what`` names the pass in errors. Sums over tensors are in twice float64's
     precision: their bits do not depend on the order of the tensors.
+
+    ``additive``: sums of runs of ``SPAN`` elements of a tensor may be added up, in that precision
+    too (not so with maxima). Only then a team may divide the elements among its processes; each
+    of them has the same result.
     """
+    assert additive or team.share.n == 1
     matrix = 8 * shape[0] * shape[1]
-    results = matrix * (len(zoo.tensors) if keep else 0) + 4 * matrix
+    several = 2 * (team.share.n > 1)  # what another process has summed
+    results = matrix * (len(zoo.tensors) + 2 if keep else 0) + (4 + several) * matrix
     # each of a chunk's tensors has its sums, and in the kernel those of its blocks
     max_pieces = max(1, min(4096, budget // 32 // matrix))
     workspace = 2 * (max_pieces + 1) * matrix
@@ -64,47 +74,71 @@ def sum_over_tensors(
     def size(dtypes: Sequence[str]) -> int:
         return chunk_elements(room, worker.chunk_bytes, dtypes, 0, what)
 
-    plans = list(plan_chunks(zoo, rows, size, max_pieces))
+    span = SPAN if additive else None
+    plans = list(plan_chunks(zoo, rows, size, max_pieces, span))
+    own = own_columns(zoo, rows, team.share, whole=keep)
+    plans = within(plans, own)
     kept = np.zeros((len(zoo.tensors), *shape)) if keep else None
-    total = _Accurate(shape)
+    total, of_tensor = (Accurate(np.zeros((2, *shape))) for _ in range(2))
     unfinished = np.zeros(shape)
     with Stream(zoo, rows, plans, worker, progress=progress) as stream:
         for chunk in stream:
             pieces = chunk.plan.pieces
             sums = np.zeros((len(pieces), *shape))
-            if pieces[0].start:
+            if pieces[0].start % span if span else pieces[0].start:
                 sums[0] = unfinished
             add(chunk, segments_of(chunk), sums)
             if check and not check(sums):
                 raise NonFiniteError(
                     describe_non_finite(zoo, chunk, rows, worker) or f"{what}: exceeds float64"
                 )
-            for piece, tensor_sums in zip(pieces, sums, strict=True):
-                if piece.stop < zoo.tensors[piece.tensor].numel:
-                    unfinished = tensor_sums
+            for piece, piece_sums in zip(pieces, sums, strict=True):
+                numel = zoo.tensors[piece.tensor].numel
+                if piece.stop < numel and not (span and piece.stop % span == 0):
+                    unfinished = piece_sums
                     continue
-                total.add(tensor_sums)
-                if kept is not None:
-                    kept[piece.tensor] = tensor_sums
-    return TensorSums(kept, total.value())
+                total.add(piece_sums)
+                if kept is None:
+                    continue
+                if not span or numel <= span:
+                    kept[piece.tensor] = piece_sums
+                    continue
+                of_tensor.add(piece_sums)
+                if piece.stop == numel:
+                    kept[piece.tensor] = of_tensor.value()
+                    of_tensor.pair[:] = 0
+    if kept is not None:
+        kept = team.gathered(kept[own.first[0] : own.last[0]])
+    return TensorSums(kept, Accurate(team.added(total.pair)).value())
 
 
-class _Accurate:
-    """A sum in twice float64's precision (Knuth's two-sum), the same in any order of its terms."""
+class Accurate:
+    """A sum in twice float64's precision (Knuth's two-sum), the same in any order of its terms.
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self._sum, self._lost = np.zeros(shape), np.zeros(shape)
+    ``pair`` ``[2, ...]``: the sum in float64, and what it lost.
+    """
+
+    def __init__(self, pair: np.ndarray) -> None:
+        self.pair = pair
 
     def add(self, term: np.ndarray) -> None:
+        so_far, lost = self.pair
         with np.errstate(invalid="ignore"):
-            summed = self._sum + term
-            back = summed - self._sum
-            self._lost += (self._sum - (summed - back)) + (term - back)
-        self._sum = summed
+            summed = so_far + term
+            back = summed - so_far
+            lost += (so_far - (summed - back)) + (term - back)
+        so_far[:] = summed
+
+    def add_pair(self, pair: np.ndarray) -> None:
+        """Another such sum."""
+        self.add(pair[0])
+        with np.errstate(invalid="ignore"):
+            self.pair[1] += pair[1]
 
     def value(self) -> np.ndarray:
+        so_far, lost = self.pair
         # an infinite sum lost nothing that could be counted
-        return self._sum + np.where(np.isfinite(self._lost), self._lost, 0)
+        return so_far + np.where(np.isfinite(lost), lost, 0)
 
 
 def segments_of(chunk: Chunk) -> np.ndarray:

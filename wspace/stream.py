@@ -114,12 +114,16 @@ def output_slack(out_bytes: int) -> int:
 
 
 def plan_chunks(
-    zoo: Zoo, rows: Sequence[int], n_elements: Callable[[Sequence[str]], int], max_pieces: int
+    zoo: Zoo,
+    rows: Sequence[int],
+    n_elements: Callable[[Sequence[str]], int],
+    max_pieces: int,
+    span: int | None = None,
 ) -> Iterator[ChunkPlan]:
     """Cut the zoo's tensors into chunks of up to ``n_elements(dtypes)`` elements.
 
     ``rows``: which of ``zoo.checkpoints`` are read. All tensors of a chunk have the same group:
-    the same dtypes in all checkpoints, read or not.
+    the same dtypes in all checkpoints, read or not. ``span``: pieces are cut at its multiples, too.
     """
     pieces: list[Piece] = []
     filled = 0
@@ -140,11 +144,14 @@ def plan_chunks(
             stop = min(tensor.numel, start + room)
             if stop < tensor.numel:
                 stop = start + (stop - start) // CUT * CUT
+            full = stop < tensor.numel
+            if span and stop > (border := (start // span + 1) * span):
+                stop, full = border, False
             if stop > start:
                 pieces.append(Piece(index, start, stop, filled))
                 filled += stop - start
                 start = stop
-            if start < tensor.numel or len(pieces) >= max_pieces:
+            if full or len(pieces) >= max_pieces:
                 yield ChunkPlan(tuple(pieces), dtypes, filled)
                 pieces, filled = [], 0
     if pieces:

@@ -6,19 +6,23 @@ import argparse
 import csv
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wspace.cli.options import (
     add_format,
     add_work,
     add_zoo,
-    device_of,
     note,
     note_zoo,
-    progress_bar,
+    team_of,
     zoo_of,
 )
+from wspace.cli.products import add_sums, gram_of
 from wspace.cli.tables import show, write_csv
 from wspace.errors import OutputError, WspaceError
+
+if TYPE_CHECKING:
+    from wspace.team import Team
 
 SUMMARY = "groups of models, from one read"
 DESCRIPTION = """\
@@ -45,12 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", metavar="FOLDER", help="where to write tables; must not exist")
     add_format(parser)
     add_work(parser)
+    add_sums(parser)
 
 
 def run(options: argparse.Namespace) -> None:
+    with team_of(options) as team:
+        _run(options, team)
+
+
+def _run(options: argparse.Namespace, team: Team) -> None:
     from wspace import geometry
-    from wspace.grams import gram
-    from wspace.placement import products_job
 
     zoo = zoo_of(options)
     note_zoo(options, zoo)
@@ -60,12 +68,9 @@ def run(options: argparse.Namespace) -> None:
     report = Path(options.report) if options.report else None
     if report and report.exists():
         raise OutputError(f"{report}: exists; choose another name, or remove it first")
-    device = device_of(options, products_job(zoo, len(zoo)))
-    with progress_bar(options, "Gram matrix") as progress:
-        products = gram(
-            zoo, per_tensor=False, device=device, memory=options.memory,
-            allow_non_finite=options.allow_non_finite, progress=progress,
-        )  # fmt: skip
+    products = gram_of(options, zoo, team, "Gram matrix")
+    if products is None or not team.leads:
+        return
     if options.method == "spectral":
         found = geometry.spectral_clustering(products, options.k, seed=options.seed)
     else:

@@ -42,7 +42,8 @@ def prompt_interrupts(said: str) -> Iterator[None]:
     def watch() -> None:
         while number := arrived.recv(1):
             if number[0] in (signal.SIGINT, signal.SIGTERM) and not over.wait(GRACE_SECONDS):
-                print(said, file=sys.stderr, flush=True)
+                if said:
+                    print(said, file=sys.stderr, flush=True)
                 os._exit(128 + number[0])
 
     watcher = threading.Thread(target=watch, daemon=True, name="wspace-signals")

@@ -6,12 +6,15 @@ import argparse
 import io
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import NoReturn
 
 from wspace.cli import check, cluster, demo, distances, experiment, index, inspect, merge, verify
 from wspace.cli.interrupts import prompt_interrupts, status_of
+from wspace.cli.options import MISTAKES
 from wspace.errors import WspaceError
+from wspace.team import torchrun_rank
 from wspace.version import VERSION
 
 COMMANDS = {
@@ -27,9 +30,16 @@ COMMANDS = {
 }
 
 
+SAYING_SECONDS = 1.0
+"""What all of torchrun's processes find, the first says: it is ended when another one has ended."""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, and the exit status of every mistake that a user can make."""
+        if torchrun_rank():
+            time.sleep(SAYING_SECONDS)
+            self.exit(1)
         self.exit(1, f"error: {message} (try '{self.prog} --help')\n")
 
 
@@ -63,7 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     command = COMMANDS[options.command]
     interrupted = getattr(command, "INTERRUPTED", "interrupted; nothing was written")
+    rank = torchrun_rank()
+    if rank:
+        interrupted = ""
     try:
+        if rank is not None and not hasattr(options, "range"):
+            raise WspaceError(
+                f"wspace {options.command} is done by one process: run it without torchrun"
+            )
         with prompt_interrupts(interrupted):
             command.run(options)
         sys.stdout.flush()
@@ -71,9 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt as error:
-        print(interrupted, file=sys.stderr)
+        if interrupted:
+            print(interrupted, file=sys.stderr)
         return status_of(error)
-    except (WspaceError, ValueError, OSError, MemoryError) as error:
-        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+    except MISTAKES as error:
+        if rank and not hasattr(options, "range"):
+            time.sleep(SAYING_SECONDS)
+        else:
+            print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 1
     return 0

@@ -17,6 +17,7 @@ from wspace.cli.options import (
     note_zoo,
     of_files,
     progress_bar,
+    team_of,
     zoo_of,
 )
 from wspace.cli.tables import show
@@ -25,9 +26,11 @@ from wspace.profiling import CHECKSUM, READ, WRITE, Profile, profiled
 from wspace.sizes import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from wspace.recipes.report import Report
+    from wspace.team import Team
 
 SUMMARY = "mixes of models, written as checkpoints, from one read"
 DESCRIPTION = """\
@@ -38,7 +41,9 @@ tokenizer files if there is no base, Hub-named shards, and a record of how it wa
 Given one MODEL that ends in .yml or .yaml, it runs that mergekit recipe; one with sweeps or
 several documents makes several outputs, below OUT, or where {} in OUT is each one's name.
 What was cut short (a full disk, Ctrl-C, a crash) goes on with the same command: finished
-parts are kept beside OUT, in .OUT.partial, and checked before they are used."""
+parts are kept beside OUT, in .OUT.partial, and checked before they are used.
+Processes of torchrun (torchrun --nproc-per-node 8 -m wspace merge ...), on machines that share
+the disks, divide the parameters among them; --range does it without torchrun, in a job array."""
 EXAMPLE = "wspace merge runs/* --weights 0.6,0.4 -o mixed"
 INTERRUPTED = "interrupted; the same command goes on from what is finished, --restart starts over"
 
@@ -73,22 +78,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_strict(parser)
     add_work(parser)
+    parser.add_argument(
+        "--range", metavar="I/N",
+        help="write only one of N ranges of the output, 0/N to N-1/N; the last to finish publishes",
+    )  # fmt: skip
 
 
 @of_files
 def run(options: argparse.Namespace) -> None:
-    if not options.profile:
-        _run(options)
-        return
-    with profiled() as profile:
-        _run(options)
-    for line in _described(profile):
-        print(line, file=sys.stderr)
+    with team_of(options) as team:
+        if not options.profile:
+            _run(options, team)
+            return
+        with profiled() as profile:
+            _run(options, team)
+        if team.leads:
+            for line in _described(profile):
+                print(line, file=sys.stderr)
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace, team: Team) -> None:
+    if options.restart and not team.meets:
+        raise WspaceError("--restart with --range would throw away what other shares have finished")
     if any(is_recipe(model) for model in options.models):
-        _run_recipe(options)
+        _run_recipe(options, team)
         return
     from wspace.merging import merge  # numpy: not for --help
     from wspace.placement import mixes_job
@@ -106,23 +119,31 @@ def _run(options: argparse.Namespace) -> None:
         raise WeightsError(
             f"{len(weights)} mixes and {len(options.output)} outputs: give -o once for each mix"
         )
-    device = device_of(options, mixes_job(zoo, len(zoo.checkpoints), len(weights)))
+    device = device_of(options, mixes_job(zoo, len(zoo.checkpoints), len(weights)), team)
     with progress_bar(options, "merge") as progress:
         outs = merge(
             zoo, weights, options.output, dtype=options.dtype,
             max_shard_size=options.max_shard_size, device=device, memory=options.memory,
             allow_non_finite=options.allow_non_finite, restart=options.restart, progress=progress,
-            note=lambda line: note(options, line),
+            note=lambda line: note(options, line), team=team,
         )  # fmt: skip
     seconds = time.perf_counter() - started
     read = format_bytes(sum(checkpoint.nbytes for checkpoint in zoo.checkpoints))
-    note(options, f"merged {len(zoo)} models ({read}) in {seconds:.1f} s")
+    _finish(options, team, outs, f"merged {len(zoo)} models ({read}) in {seconds:.1f} s")
+
+
+def _finish(options: argparse.Namespace, team: Team, outs: Sequence[Path], said: str) -> None:
+    """Print what there is; of shares, the last one publishes it."""
+    if not team.meets and not all(out.exists() for out in outs):
+        note(options, f"range {team.share} is finished; the last range to finish publishes")
+        return
+    note(options, said)
     for out in outs:
         print(out)
     sys.stdout.flush()
 
 
-def _run_recipe(options: argparse.Namespace) -> None:
+def _run_recipe(options: argparse.Namespace, team: Team) -> None:
     if len(options.models) > 1:
         raise WspaceError(f"{len(options.models)} arguments: give a recipe, or models, not both")
     said_there = {"--uniform": options.uniform, "--weights": options.weights,
@@ -132,6 +153,8 @@ def _run_recipe(options: argparse.Namespace) -> None:
             raise WspaceError(f"{name} does not go with a recipe, which says it itself")
     from wspace.recipes import device_for, merge_outputs, places_of
 
+    if team.share.n > 1:
+        raise WspaceError("a recipe is done by one process: run it without torchrun and --range")
     started = time.perf_counter()
     outputs = outputs_of(options, options.models[0])
     places = places_of(outputs, options.output)
@@ -146,9 +169,7 @@ def _run_recipe(options: argparse.Namespace) -> None:
         )  # fmt: skip
     seconds = time.perf_counter() - started
     read = format_bytes(outputs.cost(device=device, memory=options.memory).read_bytes)
-    note(options, f"made {len(outputs)} of {read} in {seconds:.1f} s")
-    for place in places:
-        print(place)
+    _finish(options, team, places, f"made {len(outputs)} of {read} in {seconds:.1f} s")
 
 
 def _described(profile: Profile) -> Iterator[str]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wspace.errors import WspaceError
+from wspace.shares import parse_share
+from wspace.team import ALONE, OneOfMany, Team, torchrun_rank
 from wspace.zoo import Zoo, open_zoo
 
 if TYPE_CHECKING:
@@ -64,6 +68,39 @@ def zoo_of(options: argparse.Namespace) -> Zoo:
     return open_zoo(models, base=options.base, include=options.include, exclude=options.exclude)
 
 
+MISTAKES = (WspaceError, ValueError, OSError, MemoryError)
+"""What a user can cause."""
+
+
+@contextmanager
+def team_of(options: argparse.Namespace) -> Iterator[Team]:
+    """The processes that do the command together: this one alone, torchrun's, or a job array's.
+
+    The first of torchrun's alone prints, also what another has to say.
+    """
+    if torchrun_rank() is None:
+        yield OneOfMany(parse_share(options.range)) if options.range else ALONE
+        return
+    if options.range:
+        raise WspaceError("--range is for processes without torchrun, which divides by itself")
+    from wspace.ranks import Ranks  # torch: not for one process
+
+    team = Ranks()
+    try:
+        if team.leads:
+            yield team
+        else:
+            options.quiet = True
+            with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+                yield team
+        team.close()
+    except BaseException as error:
+        team.stop(error)
+        if team.said and isinstance(error, (*MISTAKES, KeyboardInterrupt)):
+            raise SystemExit(1) from error
+        raise
+
+
 def note(options: argparse.Namespace, text: str) -> None:
     if not options.quiet:
         print(text, file=sys.stderr)
@@ -104,18 +141,19 @@ def _load_numba() -> None:
             del sys.modules["scipy.linalg"]
 
 
-def device_of(options: argparse.Namespace, job: Job) -> str:
+def device_of(options: argparse.Namespace, job: Job, team: Team = ALONE) -> str:
     """The device that a pass runs on; says why, where there was a choice."""
     from wspace.placement import choose
 
-    return device_said(options, choose(options.device, job))
+    return device_said(options, choose(options.device, job), team)
 
 
-def device_said(options: argparse.Namespace, choice: Choice) -> str:
+def device_said(options: argparse.Namespace, choice: Choice, team: Team = ALONE) -> str:
     """The device's name; says why it is that one, if there is a reason."""
     if choice.reason:
         note(options, f"note: {choice.reason}")
-    return choice.name
+    team.agree("kind of device", choice.name.partition(":")[0])
+    return team.device(choice.name)
 
 
 def note_zoo(options: argparse.Namespace, zoo: Zoo) -> None:

@@ -26,7 +26,8 @@ from wspace.sizes import parse_bytes
 from wspace.storage.checkpoints import Checkpoint
 from wspace.storage.companions import companions
 from wspace.storage.outputs import OutputTensor, check_output, check_space
-from wspace.storage.writing import NewCheckpoint, Note, checkpoint_writers
+from wspace.storage.writers import checkpoint_writers
+from wspace.storage.writing import NewCheckpoint, Note
 from wspace.stream import Progress
 
 

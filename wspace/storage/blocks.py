@@ -33,8 +33,12 @@ class Blocks:
 
     def restore(self, blocks: Iterable[Block]) -> None:
         """Blocks that an earlier run has finished."""
-        self._done |= {(block.shard, block.start): block.checksum for block in blocks}
+        self.complete(blocks)
         self._restored = frozenset(self._done)
+
+    def complete(self, blocks: Iterable[Block]) -> None:
+        """Blocks that others have finished."""
+        self._done |= {(block.shard, block.start): block.checksum for block in blocks}
 
     def exists(self, block: Block) -> bool:
         """Whether there is such a block; a journal may lie."""

@@ -4,7 +4,8 @@
 
 A line is written after the block's bytes are on the disk, and vouches for them. ``CHECK`` is a
 checksum of the line and of the job that it belongs to: what a crash left of a line, or of an
-earlier job, is known for what it is, and passed over.
+earlier job, is known for what it is, and passed over. Where several processes make an output, each
+has a journal of its own.
 """
 
 from __future__ import annotations
@@ -27,35 +28,46 @@ class Block(NamedTuple):
     checksum: str
 
 
+def open_locked(path: Path, how: int) -> int:
+    """A descriptor of the file, made if it is not there, with a lock that ends with the process.
+
+    ``how``: ``fcntl.LOCK_EX``, or ``fcntl.LOCK_SH`` for one that others may have too. Raises
+    BlockingIOError if another has it, FileNotFoundError if the folder is gone.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+            # the one who had it may have removed it meanwhile
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def read_blocks(path: Path, job: str) -> list[Block]:
+    """Every line that is whole and of this job; of a block that is there twice, the last."""
+    lines = path.read_text(encoding="ascii", errors="replace").split("\n")
+    blocks = (_parsed(line, job) for line in lines)
+    return list({(block.shard, block.start): block for block in blocks if block}.values())
+
+
 class Journal:
-    """The open file. It is locked while it is open: the lock ends with the process."""
+    """The open file. It is locked while it is open."""
 
     def __init__(self, path: Path, job: str) -> None:
-        """``job``: the digest of its fingerprint.
-
-        Raises BlockingIOError if another has it, FileNotFoundError if the folder is gone.
-        """
+        """``job``: the digest of its fingerprint. Errors are those of :func:`open_locked`."""
         self._path, self._job = path, job
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        while True:
-            self._descriptor = os.open(path, flags, 0o644)
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # the one who had it may have removed it meanwhile
-                if os.path.samestat(os.fstat(self._descriptor), path.stat()):
-                    return
-            except BaseException:
-                self.close()
-                raise
-            self.close()
+        self._descriptor = open_locked(path, fcntl.LOCK_EX)
 
     def read(self) -> list[Block]:
-        """Every line that is whole; of a block that is there twice, the last."""
-        text = self._path.read_text(encoding="ascii", errors="replace")
-        if text and not text.endswith("\n"):
-            os.write(self._descriptor, b"\n")  # the next line starts as one
-        blocks = (self._parsed(line) for line in text.split("\n"))
-        return list({(block.shard, block.start): block for block in blocks if block}.values())
+        """See :func:`read_blocks`; to be called once before anything is added."""
+        size = os.fstat(self._descriptor).st_size
+        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
+            os.write(self._descriptor, b"\n")  # what a crash left: the next line starts as one
+        return read_blocks(self._path, self._job)
 
     def add(self, blocks: Iterable[Block]) -> None:
         """Return when they are on the disk."""
@@ -76,16 +88,18 @@ class Journal:
             os.close(self._descriptor)
         self._descriptor = -1
 
-    def _check(self, text: str) -> str:
-        return xxhash.xxh3_64_hexdigest(f"{self._job} {text}".encode())
-
     def _line(self, block: Block) -> str:
         text = " ".join(map(str, block))
-        return f"{text} {self._check(text)}\n"
+        return f"{text} {_check(text, self._job)}\n"
 
-    def _parsed(self, line: str) -> Block | None:
-        text, _, check = line.rpartition(" ")
-        if self._check(text) != check:
-            return None
-        shard, start, nbytes, checksum = text.split(" ")
-        return Block(int(shard), int(start), int(nbytes), checksum)
+
+def _check(text: str, job: str) -> str:
+    return xxhash.xxh3_64_hexdigest(f"{job} {text}".encode())
+
+
+def _parsed(line: str, job: str) -> Block | None:
+    text, _, check = line.rpartition(" ")
+    if _check(text, job) != check:
+        return None
+    shard, start, nbytes, checksum = text.split(" ")
+    return Block(int(shard), int(start), int(nbytes), checksum)

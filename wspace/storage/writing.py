@@ -6,16 +6,17 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from wspace import profiling
-from wspace.errors import OutputError, WspaceError
+from wspace.errors import OutputError
+from wspace.shares import WHOLE, Share
 from wspace.sizes import format_bytes
 from wspace.storage.blocks import Blocks, Place
 from wspace.storage.checkpoints import INDEX, Checkpoint, open_checkpoint
@@ -42,6 +43,8 @@ class NewCheckpoint(NamedTuple):
     job: Fingerprint
     max_shard_bytes: int
     stem: str = "model"
+    own: Mapping[str, tuple[int, int]] | None = None
+    """The bytes of tensors that this process makes, where it does not make all."""
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -53,32 +56,6 @@ Note = Callable[[str], None]
 """Called with a line that a user may want to know."""
 
 
-@contextmanager
-def checkpoint_writers(
-    outputs: Sequence[NewCheckpoint], *, restart: bool = False, note: Note | None = None
-) -> Iterator[list[CheckpointWriter]]:
-    """A writer for each output. What an earlier run has finished is checked, and kept.
-
-    When the work is cut short, finished blocks stay, for the same command to go on from. Only a
-    refusal (a WspaceError that no failing disk or network caused) would be met again, and leaves
-    nothing of what this run began.
-    """
-    pool = ThreadPoolExecutor(4, thread_name_prefix="wspace-write")
-    writers: list[CheckpointWriter] = []
-    try:
-        for output in outputs:
-            writers.append(CheckpointWriter(output, pool, restart=restart))
-            writers[-1].restore(note)
-        yield writers
-    except BaseException as error:
-        pool.shutdown(cancel_futures=True)
-        refusal = isinstance(error, WspaceError) and not isinstance(error.__cause__, OSError)
-        for writer in reversed(writers):
-            writer.abandon(keep=writer.resumed or not refusal)
-        raise
-    pool.shutdown()
-
-
 class CheckpointWriter:
     """One output checkpoint, in a hidden folder beside its name until :meth:`publish`.
 
@@ -88,7 +65,12 @@ class CheckpointWriter:
     """
 
     def __init__(
-        self, output: NewCheckpoint, pool: ThreadPoolExecutor, *, restart: bool = False
+        self,
+        output: NewCheckpoint,
+        pool: ThreadPoolExecutor,
+        *,
+        restart: bool = False,
+        share: Share = WHOLE,
     ) -> None:
         self.out = output.out
         self._job, self._pool = output.job, pool
@@ -106,7 +88,9 @@ class CheckpointWriter:
         self._total = sum(tensor.nbytes for tensor in output.tensors)
         self._finished: list[Block] = []  # and not in the journal yet
         self._lock, self._committing = threading.Lock(), threading.Lock()
-        self._partial = Partial(self.out, output.job, restart=restart)
+        self._share, self._own = share, output.own
+        self._earlier = False
+        self._partial = Partial(self.out, output.job, restart=restart, share=share)
         try:
             for shard in shards:
                 self._create(shard, output.metadata)
@@ -124,25 +108,47 @@ class CheckpointWriter:
         )
         number = len(self._files)
         path = self._partial.output / self._names[number]
-        self._files.append(OutputFile(path, length, again=self._partial.resumed))
+        again = self._partial.resumed or self._share.n > 1  # another may have made it just now
+        self._files.append(OutputFile(path, length, again=again))
         self._headers.append(checksum(header))
         self._places |= {t.name: (number, starts[t.name], t.nbytes) for t in shard}
         self._files[number].write(np.frombuffer(header, dtype=np.uint8), 0)
 
     def restore(self, note: Note | None = None) -> None:
         """Read again what the journal says is finished, and keep what has its checksum."""
-        claimed = [block for block in self._partial.finished() if self._blocks.exists(block)]
+        found = [block for block in self._partial.finished() if self._blocks.exists(block)]
+        self._earlier = bool(found) if self._share.n > 1 else self.resumed
+        claimed = found if self._own is None else self._of_own(found)
         same = list(self._pool.map(self._as_journaled, claimed))
         kept = [block for block, whole in zip(claimed, same, strict=True) if whole]
         self._blocks.restore(kept)
-        if note and self._partial.resumed:
+        if note and self._earlier and (claimed or self._own is None):
             done, lost = (sum(block.nbytes for block in part) for part in (kept, claimed))
             lost -= done
             damaged = f"; {format_bytes(lost)} had changed on the disk and are made again"
+            total = self._total
+            if self._own is not None:
+                total = sum(stop - start for start, stop in self._own.values())
+            of_it = f" (its share {self._share})" if self._share.n > 1 else ""
             note(
-                f"{self.out}: going on from {format_bytes(done)} of {format_bytes(self._total)}, "
+                f"{self.out}: going on from {format_bytes(done)} of {format_bytes(total)}{of_it}, "
                 f"checked{damaged if lost else ''}"
             )
+
+    def _of_own(self, blocks: Sequence[Block]) -> list[Block]:
+        """Those that this process would make."""
+        runs: list[list[tuple[int, int]]] = [[] for _ in self._files]
+        for name, (start, stop) in (self._own or {}).items():
+            shard, first, _ = self._places[name]
+            runs[shard].append((first + start, first + stop))
+        for shard in runs:
+            shard.sort()
+        own = []
+        for block in blocks:
+            k = bisect_right(runs[block.shard], (block.start, 1 << 62)) - 1
+            if k >= 0 and block.start < runs[block.shard][k][1]:
+                own.append(block)
+        return own
 
     def _as_journaled(self, block: Block) -> bool:
         try:
@@ -150,6 +156,11 @@ class CheckpointWriter:
         except OSError:
             return False
         return checksum(data) == block.checksum
+
+    @property
+    def earlier(self) -> bool:
+        """Whether an earlier run has left anything."""
+        return self._earlier
 
     @property
     def resumed(self) -> bool:
@@ -275,15 +286,35 @@ class CheckpointWriter:
         except OSError as error:
             raise OutputError(f"{self.out}: {error.strerror}") from error
 
-    def abandon(self, *, keep: bool) -> None:
-        """Stop, unless published; ``keep``: leave what is finished, if anything is."""
+    def leave(self) -> None:
+        """Journal this process's share, and let go of the output."""
+        self._commit(wait=True)
+        self._partial.leave()
+
+    def take_over(self) -> bool:
+        """Whether all shares are finished, and no other process has the output; it is had then."""
+        if not self._partial.take_over():
+            return False
+        blocks = [block for block in self._partial.journaled() if self._blocks.exists(block)]
+        self._blocks.complete(blocks)
+        if self._blocks.checksums()[1]:
+            self._partial.leave()
+            return False
+        return True
+
+    def abandon(self, *, keep: bool, patience: float = 0.0) -> None:
+        """Stop, unless published; ``keep``: leave what is finished, if anything is.
+
+        ``patience``: see ``Partial.abandon``.
+        """
         self._close()
-        if self._published:
-            return
-        if keep and self._partial.of_use:
-            self._partial.close()
-        else:
-            self._partial.remove()
+        if not self._published:
+            self._partial.abandon(keep=keep, patience=patience)
+
+    def close(self) -> None:
+        """Leave it as it is."""
+        self._close()
+        self._partial.close()
 
     def _close(self) -> None:
         while self._files:
