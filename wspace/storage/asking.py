@@ -131,7 +131,7 @@ def reason(error: BaseException) -> str:
         return reason(error.__cause__)
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
         return "the server was silent for too long"
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
     return re.sub(r"\?\S+", "", re.sub(r"//[^/@\s]*@", "//", text))[:160]
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from wspace.errors import CheckpointError
-from wspace.storage.headers import BITS, TensorRecord, read_header
-from wspace.storage.remote import Location, RemotePath, location
+from wspace.storage.headers import BITS, Header, TensorRecord, read_header
+from wspace.storage.remote import FAR_THREADS, Location, RemotePath, location
 from wspace.storage.stamps import Stamp, stamp_of
 
 if TYPE_CHECKING:
@@ -215,13 +215,22 @@ def _from_safetensors(path: Location, files: Sequence[Location]) -> Checkpoint:
     tensors: dict[str, StoredTensor] = {}
     metadata: dict[str, str] = {}
     stamps: list[Stamp] = []
-    for number, file in enumerate(files):
-        header = read_header(file)
+    for number, header in enumerate(_headers(files)):
         metadata |= header.metadata
         assert header.stamp is not None
         stamps.append(header.stamp)
         _add(tensors, {n: StoredTensor(r, number) for n, r in header.tensors.items()}, files)
     return Checkpoint(path, tuple(files), tensors, metadata=metadata, stamps=tuple(stamps))
+
+
+def _headers(files: Sequence[Location]) -> Iterable[Header]:
+    """Of remote files several at a time: each takes two requests."""
+    if not any(isinstance(file, RemotePath) for file in files):
+        return map(read_header, files)
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(FAR_THREADS, thread_name_prefix="wspace-headers") as pool:
+        return list(pool.map(read_header, files))
 
 
 def _from_pickles(path: Location, files: Sequence[Location]) -> Checkpoint:

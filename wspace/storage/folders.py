@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from wspace.errors import CheckpointError
 from wspace.storage.asking import ShortAnswerError, as_os, reason, server_of, status_of
-
-if TYPE_CHECKING:
-    import tempfile
 
 _USUAL = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -22,6 +20,7 @@ _USUAL = (
 )  # fmt: skip
 """Files beside weights, to be asked for where a web server does not list them."""
 
+_FIRST = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 _VERSIONS = (
@@ -52,9 +51,12 @@ class Folder:
         self.server, path = server_of(url)
         self._path = path.rstrip("/")
         self._listed: dict[str, Status] | None = None
+        self._all_listed = False  # whether all files are listed
         self._known: dict[str, Status | None] = {}  # of files that were asked for by name
-        self._copies: tempfile.TemporaryDirectory[str] | None = None
-        self._web = self.server.scheme in ("http", "https")  # need not list its files
+        self._copies: Path | None = None  # of small files, while this object is there
+        self._web = self.server.scheme in ("http", "https")
+        self._closed = self._web  # lists no files, or not all: they are asked for by name
+        self._refusal: PermissionError | None = None  # to list them
         if self.server.scheme == "hf":
             self._pin()
 
@@ -83,7 +85,11 @@ class Folder:
         self.url = f"hf://{self._path}"
 
     def exists(self) -> bool:
-        return self._web or bool(self._list())
+        if self._web or self._list() or any(map(self.status, _FIRST)):
+            return True
+        if self._refusal:
+            raise self._failed("", self._refusal) from self._refusal
+        return False
 
     def names(self) -> list[str]:
         """Files that are listed."""
@@ -91,31 +97,27 @@ class Folder:
 
     def status(self, name: str) -> Status | None:
         """None if there is no such file."""
-        if self._listed is not None and self._listing_is_whole:
-            return self._listed.get(name)
+        listed = self._list() if self._listed is not None or not self._closed else {}
+        if self._all_listed:
+            return listed.get(name)
         if name not in self._known:
             self._known[name] = self._ask_for(name)
         return self._known[name]
-
-    @property
-    def _listing_is_whole(self) -> bool:
-        """A web page may be anything; one that has links to weights is a list of the folder."""
-        return not self._web or any(name.endswith(_WEIGHTS) for name in self._list())
 
     def _ask_for(self, name: str) -> Status | None:
         try:
             info = self.server.ask(lambda: self.server.files.info(f"{self._path}/{name}"))
         except Exception as error:
-            if isinstance(error, FileNotFoundError) and self._absent(error):
+            if isinstance(error, FileNotFoundError | PermissionError) and self._absent(error):
                 return None
             raise self._failed(name, error) from as_os(error)
         return _status(info, f"{self.url}/{name}") if info["type"] == "file" else None
 
-    def _absent(self, error: FileNotFoundError) -> bool:
+    def _absent(self, error: OSError) -> bool:
         status = status_of(error)
         if status is None:  # fsspec calls it so too where a web server gave no answer
-            return not (self._web and error.__cause__)
-        return status in (404, 410) or (status == 403 and self._web)  # 403: of a bucket's website
+            return isinstance(error, FileNotFoundError) and not (self._web and error.__cause__)
+        return status in (404, 410) or (status == 403 and self._closed)
 
     def _list(self) -> dict[str, Status]:
         if self._listed is not None:
@@ -125,6 +127,10 @@ class Folder:
             found = self.server.ask(lambda: self.server.files.ls(path, detail=True))
         except (FileNotFoundError, NotADirectoryError):
             found = []
+        except (
+            PermissionError
+        ) as error:  # of a bucket whose files can be read, where they are known
+            found, self._closed, self._refusal = [], True, error
         except Exception as error:
             if not self._web:
                 raise self._failed("", error) from as_os(error)
@@ -134,16 +140,21 @@ class Folder:
             above, _, name = info["name"].rpartition("/")
             if info["type"] != "file" or above.strip("/") != self._path.strip("/"):
                 continue
-            if not self._web:
+            if not self._closed:
                 listed[name] = _status(info, f"{self.url}/{name}")
             elif re.fullmatch(r"[\w.-]+", name) and (status := self.status(name)):
                 listed[name] = status
+        # a web page may be anything; one with links to weights is a list of the folder
+        self._all_listed = not self._closed or any(name.endswith(_WEIGHTS) for name in listed)
+        if not self._all_listed:
+            found = {name: self.status(name) for name in _FIRST}
+            listed |= {name: status for name, status in found.items() if status}
         self._listed = listed
         return listed
 
     def small_files(self, patterns: tuple[str, ...]) -> Path:
         """A local folder with those of the files whose names are like these."""
-        names = {*self.names(), *(() if self._listing_is_whole else _USUAL)}
+        names = {*self.names(), *(() if self._all_listed else _USUAL)}
         for name in sorted(names):
             if any(fnmatch.fnmatchcase(name, like) for like in patterns) and self.status(name):
                 self.copy(name)
@@ -157,13 +168,13 @@ class Folder:
             if status is None:
                 raise FileNotFoundError(2, "No such file", f"{self.url}/{name}")
             try:
-                data = self.server.ask(lambda: self._whole(name, status.size))
+                data = self.server.ask(lambda: self._fetched(name, status.size))
             except Exception as error:
                 raise self._failed(name, error) from as_os(error)
             copy.write_bytes(data)
         return copy
 
-    def _whole(self, name: str, size: int) -> bytes:
+    def _fetched(self, name: str, size: int) -> bytes:
         data = self.server.files.cat_file(f"{self._path}/{name}")
         if len(data) != size:
             raise ShortAnswerError(f"{len(data)} bytes came, expected {size}")
@@ -171,10 +182,12 @@ class Folder:
 
     def _place_of_copies(self) -> Path:
         if self._copies is None:
-            import tempfile  # not for --help
+            import shutil  # not for --help
+            import tempfile
 
-            self._copies = tempfile.TemporaryDirectory(prefix="wspace-remote-")
-        return Path(self._copies.name)
+            self._copies = Path(tempfile.mkdtemp(prefix="wspace-remote-"))
+            weakref.finalize(self, shutil.rmtree, self._copies, ignore_errors=True)
+        return self._copies
 
     def open(self, name: str) -> Any:
         """A file of fsspec, without a cache: what is read is what is asked for."""
