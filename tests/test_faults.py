@@ -1,6 +1,7 @@
 """Disks that fail: the outcome is the right output or a clear error, never a wrong output."""
 
 import errno
+import fcntl
 import os
 import random
 import shutil
@@ -12,7 +13,8 @@ import pytest
 import wspace as ws
 from tests.zoos import zoo_on_disk
 from wspace.errors import WspaceError
-from wspace.storage import writing
+from wspace.storage import local, writing
+from wspace.storage.residence import drop
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EINTR, errno.EDQUOT)
 SHARE = 0.02
@@ -62,6 +64,7 @@ class Faults:
 
     def _preadv(self, descriptor, buffers, position):
         self._fail("preadv")
+        self.counts["direct"] += bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT)
         (buffer,) = buffers
         return self._calls["preadv"](descriptor, [buffer[: self._short(len(buffer))]], position)
 
@@ -74,9 +77,19 @@ class Faults:
         return self._calls["pwrite"](descriptor, data[: self._short(len(data))], position)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_the_right_output_or_a_clear_error(tmp_path, monkeypatch, seed):
+def leave_the_cache(folder):
+    for path in folder.glob("*/*.safetensors"):
+        with path.open("rb") as file:
+            drop(file.fileno())
+
+
+@pytest.mark.parametrize(
+    ("seed", "past_cache"), [*((seed, False) for seed in range(4)), (4, True), (5, True)]
+)
+def test_the_right_output_or_a_clear_error(tmp_path, monkeypatch, seed, past_cache):
     monkeypatch.setattr(writing, "COMMIT_SECONDS", 0)
+    if past_cache:
+        monkeypatch.setattr(local, "SHARE", 0)
     zoo_on_disk(tmp_path / "zoo", n=2)
     zoo = ws.open_zoo(f"{tmp_path}/zoo/run-*", base=tmp_path / "zoo/base")
     options = {"memory": "3MiB", "max_shard_size": "200KB"}
@@ -90,6 +103,8 @@ def test_the_right_output_or_a_clear_error(tmp_path, monkeypatch, seed):
             if enough and any("going on from" in line for line in said):
                 break
             for _ in range(MOST):
+                if past_cache:
+                    leave_the_cache(tmp_path / "zoo")
                 try:
                     ws.merge(zoo, [0.3, 0.7], out, note=said.append, **options)
                     outcomes["right"] += 1
@@ -105,5 +120,6 @@ def test_the_right_output_or_a_clear_error(tmp_path, monkeypatch, seed):
     assert outcomes["error"] >= 5, outcomes
     assert outcomes["right"] >= 3, outcomes
     assert faults.counts["short"] >= 5, faults.counts
+    assert (faults.counts["direct"] >= 50) == past_cache, faults.counts
     assert any("going on from" in line for line in said)
     assert {p.name for p in tmp_path.iterdir()} == {"zoo", "expected"}

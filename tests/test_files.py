@@ -12,8 +12,8 @@ import pytest
 
 from wspace.devices import allocate
 from wspace.storage import files
-from wspace.storage.files import COPY, PAGE, SECTOR, OutputFile
-from wspace.storage.residence import pages_cached
+from wspace.storage.files import COPY, SECTOR, OutputFile
+from wspace.storage.residence import PAGE, pages_cached
 
 LENGTH = 3 * COPY + 5 * PAGE + 77
 

@@ -1,5 +1,6 @@
 """The profile of a merge adds up, and names what held up the rest."""
 
+import os
 import re
 import time
 
@@ -9,7 +10,8 @@ import wspace as ws
 from tests.zoos import zoo_on_disk
 from wspace.cli.main import main
 from wspace.profiling import CHECKSUM, FLUSH, PASS, READ, READS, WRITE, WRITES, Profile, profiled
-from wspace.storage import reading, writing
+from wspace.storage import local, reading, writing
+from wspace.storage.residence import drop
 
 
 @pytest.fixture
@@ -84,3 +86,16 @@ def test_the_command_prints_it(zoo, tmp_path, capsys):
     assert [line.split(":")[0] for line in lines[:3]] == ["read", "checksum", "write"]
     assert re.search(r"s in all: compute .* s, wait for reads .* s, wait for writes", lines[3])
     assert re.fullmatch("bottleneck: (compute|reading|writing|starting)", lines[4])
+
+
+def test_it_says_what_was_read_past_the_page_cache(zoo, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(local, "SHARE", 0)
+    for path in tmp_path.glob("*/*.safetensors"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            drop(file.fileno())
+    argv = ["merge", str(tmp_path / "run-*"), "--uniform", "-o", str(tmp_path / "out"), "--profile"]
+    assert main([*argv, "--quiet"]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("read: ")]
+    nbytes = line.removeprefix("read: ").split(",")[0]
+    assert line.endswith(f"/s each; {nbytes} of it past the page cache")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 READ, WRITE, CHECKSUM = "read", "write", "checksum"  # in threads of their own, several at a time
+DIRECT = "past the page cache"  # a part of READ
 PASS, READS, WRITES, FLUSH = "pass", "wait for reads", "wait for writes", "flush"  # in the main one
 
 

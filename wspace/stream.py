@@ -18,10 +18,10 @@ from wspace.devices import Device
 from wspace.errors import BudgetError
 from wspace.profiling import READS, stage
 from wspace.storage.checkpoints import Checkpoint, StoredTensor
-from wspace.storage.files import PAGE
 from wspace.storage.headers import BITS, KERNEL_NAMES
 from wspace.storage.reading import Range, Reader, append_range
 from wspace.storage.remote import FAR_THREADS, FAR_WORKSPACE
+from wspace.storage.residence import PAGE
 from wspace.zoo import Zoo
 
 CUT = 16384
@@ -32,6 +32,9 @@ SLOTS = 3
 
 OUTPUTS = 3
 """Output buffers of a pass that writes: one being filled, the others on their way to the disk."""
+
+LEAST_REQUEST = 64 << 10
+"""Bytes of a request to a disk, where memory is scarce."""
 
 ALIGNMENT = 256
 """Bytes; where each row of a buffer starts."""
@@ -230,9 +233,10 @@ class Stream:
         self._slots: dict[int, np.ndarray] = {}  # of chunks that are read, or worked on
         self._pending: dict[int, list[Future[None]]] = {}
         self._next = 0
-        self._reader = Reader(
-            threads or reading_threads([zoo.checkpoints[row] for row in self.rows])
-        )
+        threads = threads or reading_threads([zoo.checkpoints[row] for row in self.rows])
+        # what they hold besides the buffers: a quarter of one, at most
+        largest = max(LEAST_REQUEST, self._longest // (4 * threads) // PAGE * PAGE)
+        self._reader = Reader(threads, self.nbytes, largest)
         self._read_ahead(0)
 
     def __enter__(self) -> Stream:

@@ -13,7 +13,6 @@ from typing import NoReturn
 from wspace.cli import check, cluster, demo, distances, experiment, index, inspect, merge, verify
 from wspace.cli.interrupts import prompt_interrupts, status_of
 from wspace.cli.options import MISTAKES
-from wspace.cli.tables import printable
 from wspace.errors import WspaceError
 from wspace.team import torchrun_rank
 from wspace.version import VERSION
@@ -96,7 +95,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rank and not hasattr(options, "range"):
             time.sleep(SAYING_SECONDS)
         else:
-            text = " ".join(str(error).split()) or type(error).__name__
-            print(f"error: {printable(text)}", file=sys.stderr)
+            print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 1
     return 0

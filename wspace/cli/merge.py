@@ -22,7 +22,7 @@ from wspace.cli.options import (
 )
 from wspace.cli.tables import show
 from wspace.errors import WeightsError, WspaceError
-from wspace.profiling import CHECKSUM, READ, WRITE, Profile, profiled
+from wspace.profiling import CHECKSUM, DIRECT, READ, WRITE, Profile, profiled
 from wspace.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -176,7 +176,9 @@ def _described(profile: Profile) -> Iterator[str]:
     for name in (READ, CHECKSUM, WRITE):
         seconds, nbytes = profile.seconds[name], profile.nbytes[name]
         rate = f", {format_bytes(nbytes / seconds)}/s each" if seconds else ""
-        yield f"{name}: {format_bytes(nbytes)}, {seconds:.2f} s of its threads{rate}"
+        past = profile.nbytes[DIRECT] if name == READ else 0
+        how = f"; {format_bytes(past)} of it past the page cache" if past else ""
+        yield f"{name}: {format_bytes(nbytes)}, {seconds:.2f} s of its threads{rate}{how}"
     parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in profile.parts.items())
     yield f"{profile.elapsed:.2f} s in all: {parts}"
     yield f"bottleneck: {profile.bottleneck}"

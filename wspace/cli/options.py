@@ -12,7 +12,6 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wspace.cli.tables import printable
 from wspace.errors import WspaceError
 from wspace.shares import parse_share
 from wspace.team import ALONE, OneOfMany, Team, torchrun_rank
@@ -104,7 +103,7 @@ def team_of(options: argparse.Namespace) -> Iterator[Team]:
 
 def note(options: argparse.Namespace, text: str) -> None:
     if not options.quiet:
-        print(printable(text), file=sys.stderr)
+        print(text, file=sys.stderr)
 
 
 Run = Callable[[argparse.Namespace], None]

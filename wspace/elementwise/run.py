@@ -20,8 +20,8 @@ from wspace.errors import CheckpointError, NonFiniteError
 from wspace.jobs import FileSink, finish
 from wspace.passes import describe_non_finite
 from wspace.profiling import PASS, stage
-from wspace.storage.files import PAGE
 from wspace.storage.headers import BITS, KERNEL_NAMES
+from wspace.storage.residence import PAGE
 from wspace.stream import (
     CUT,
     OUTPUTS,

@@ -10,14 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from wspace.storage.residence import drop
-
-PAGE = 4096
-"""Bytes. What direct writes are aligned to: file position, length, and memory unless the disk takes
-it otherwise."""
+from wspace.storage.residence import PAGE, drop
 
 SECTOR = 512
-"""Bytes. What most disks want of memory for direct writes."""
+"""Bytes. What most disks want of memory for direct writes; some want whole pages."""
 
 WRITE = 8 << 20
 """Bytes of one task of a writing thread; a multiple of ``PAGE``."""
@@ -104,11 +100,12 @@ class OutputFile:
             drop(self._descriptor)
 
     def read(self, start: int, nbytes: int) -> bytes:
-        """Bytes that were written earlier; fewer at the end of the file."""
-        parts = []
-        while nbytes and (part := os.pread(self._descriptor, nbytes, start)):
+        """Bytes that were written earlier; fewer at the end of the file. They leave the cache."""
+        parts, first, stop = [], start, start + nbytes
+        while start < stop and (part := os.pread(self._descriptor, stop - start, start)):
             parts.append(part)
-            start, nbytes = start + len(part), nbytes - len(part)
+            start += len(part)
+        drop(self._descriptor, first, stop - first)
         return b"".join(parts)
 
     def sync(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -13,6 +14,8 @@ from wspace.errors import CheckpointError
 from wspace.profiling import READ, stage
 from wspace.storage.checkpoints import Derived, StoredTensor
 from wspace.storage.headers import BITS
+from wspace.storage.local import PastCache, exceeds_cache, read_exactly
+from wspace.storage.pace import REQUESTS
 from wspace.storage.remote import FAR_REQUEST, Location, RemotePath
 
 REQUEST = 4 << 20
@@ -69,8 +72,11 @@ def read_elements(path: Location, tensor: StoredTensor, start: int, stop: int) -
 class Reader:
     """A pool of threads that fill buffers. ``preadv`` runs without Python's lock."""
 
-    def __init__(self, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="wspace-read")
+    def __init__(self, threads: int, nbytes: int = 0, largest: int = REQUESTS[-1]) -> None:
+        """``nbytes``: what will be read in all; if that exceeds the page cache, files are read past
+        it. ``largest``: bytes that each thread may hold for that."""
+        way = PastCache(threads, largest) if exceeds_cache(nbytes) else None
+        self._pool = ThreadPoolExecutor(threads, "wspace-read", initializer=_begin, initargs=(way,))
 
     def submit(self, ranges: Sequence[Range], buffer: np.ndarray) -> list[Future[None]]:
         """Start reading; the buffer (uint8) is full when every future is done."""
@@ -102,12 +108,22 @@ def _tasks(ranges: Sequence[Range]) -> list[list[Range]]:
     return tasks
 
 
+_own = threading.local()
+
+
+def _begin(way: PastCache | None) -> None:
+    """How the thread reads files, also those that a derived tensor is computed from."""
+    _own.way = way
+
+
 def _read(task: Sequence[Range], buffer: np.ndarray) -> None:
     with stage(READ, sum(part.nbytes for part in task)):
         _fill(task, buffer)
 
 
 def _fill(task: Sequence[Range], buffer: np.ndarray) -> None:
+    way: PastCache | None = getattr(_own, "way", None)
+    read = way.read_exactly if way else read_exactly
     path, descriptor = None, -1
     part = task[0]
     try:
@@ -126,23 +142,11 @@ def _fill(task: Sequence[Range], buffer: np.ndarray) -> None:
                 if descriptor >= 0:
                     os.close(descriptor)
                     descriptor = -1
-                descriptor = os.open(part.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+                descriptor = os.open(part.path, os.O_RDONLY | os.O_CLOEXEC)
                 path = part.path
-            _read_exactly(descriptor, view, part)
+            read(descriptor, view, part.path, part.start)
     except OSError as error:
         raise CheckpointError(f"{part.path}: cannot be read: {error.strerror}") from error
     finally:
         if descriptor >= 0:
             os.close(descriptor)
-
-
-def _read_exactly(descriptor: int, view: np.ndarray, part: Range) -> None:
-    done = 0
-    while done < part.nbytes:
-        got = os.preadv(descriptor, [view.data[done:]], part.start + done)
-        if got == 0:
-            raise CheckpointError(
-                f"{part.path}: ends at byte {part.start + done}, expected {part.nbytes - done} "
-                "more; the file became shorter since its header was read"
-            )
-        done += got

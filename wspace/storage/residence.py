@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+PAGE = 4096
+"""Bytes of the page cache's unit. What direct reads and writes are aligned to."""
+
 _CACHESTAT = 451
 """The number of the system call, on every processor; since Linux 6.5."""
 
