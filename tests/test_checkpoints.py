@@ -171,7 +171,10 @@ REFUSED = {
         "shard '..' is not a file name",
     ),
     "index to no name": (lambda root: _index(root, {"a": ""}), "shard '' is not a file name"),
-    "index with a NUL": (lambda root: _index(root, {"a": "x\0y"}), "shard x\0y does not exist"),
+    "index with a NUL": (
+        lambda root: _index(root, {"a": "x\0y"}),
+        r"shard 'x\\x00y' does not exist",
+    ),
     "index with a surrogate": (lambda root: _index(root, {"a": "\udc80"}), "does not exist"),
     "index with a name too long": (lambda root: _index(root, {"a": "x" * 9999}), "does not exist"),
     "index with a long name of two-byte letters": (

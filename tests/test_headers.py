@@ -207,6 +207,11 @@ HOSTILE = {
         bytes(8),
         "shape: expected a list of sizes, found 2",
     ),
+    "a line break for a shape": (
+        {"x": entry() | {"shape": "\n"}},
+        bytes(8),
+        r"shape: expected a list of sizes, found '\\n'",
+    ),
     "negative size": ({"x": entry(shape=[-2, -1])}, bytes(8), r"list of sizes, found \[-2, -1\]"),
     "float size": ({"x": entry(shape=[2.0])}, bytes(8), r"list of sizes, found \[2.0\]"),
     "bool size": ({"x": entry(shape=[2, True])}, bytes(8), r"list of sizes, found \[2, True\]"),

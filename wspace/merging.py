@@ -18,6 +18,7 @@ from wspace.sizes import parse_bytes
 from wspace.storage.checksums import checksum
 from wspace.storage.fingerprints import fingerprint
 from wspace.storage.headers import BITS
+from wspace.storage.opening import real_path
 from wspace.storage.outputs import OutputTensor, check_output, check_space
 from wspace.storage.partial import is_published
 from wspace.storage.reading import Reader, append_range
@@ -96,10 +97,10 @@ def merge(
     table = check_weights(weights, len(zoo), has_base=zoo.has_origin)
     if len(outs) != len(table):
         raise OutputError(f"{len(outs)} outputs for {len(table)} rows of weights")
-    if len({path.resolve() for path in outs}) < len(outs):
+    if len({real_path(path) for path in outs}) < len(outs):
         raise OutputError("two outputs have the same path")
     for path in outs:
-        if any(other.resolve() in path.resolve().parents for other in outs):
+        if any(real_path(other) in real_path(path).parents for other in outs):
             raise OutputError(f"{path}: lies inside another output")
     max_shard_bytes, budget = parse_bytes(max_shard_size), parse_bytes(memory)
     records = [_record(zoo, row, dtype) for row in table]

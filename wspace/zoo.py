@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from wspace.errors import CheckpointError, MisalignedZooError
 from wspace.storage.checkpoints import Checkpoint, StoredTensor
 from wspace.storage.headers import KERNEL_NAMES
+from wspace.storage.opening import real_path
 from wspace.storage.remote import Location, is_remote, matching
 
 if TYPE_CHECKING:
@@ -156,10 +157,14 @@ def _expand(
     found = matching(str(item)) if is_remote(item) else map(Path, glob.glob(str(item)))
     paths = sorted((path for path in found if _holds_weights(path)), key=_natural)
     if base is not None:
-        paths = [path for path in paths if path.resolve() != base.path.resolve()]
+        paths = [path for path in paths if _place(path) != _place(base.path)]
     if not paths:
         raise CheckpointError(f"{item}: matches no checkpoint")
     return [open_member(path, base) for path in paths]
+
+
+def _place(path: Location) -> Location:
+    return real_path(path) if isinstance(path, Path) else path
 
 
 def _natural(path: Location) -> list[tuple[int, str]]:

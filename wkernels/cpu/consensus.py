@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from wkernels.cpu.blocks import add_in_order, blocks_of
 from wkernels.cpu.differences import JOINS
-from wkernels.cpu.elements import read, write
-from wkernels.cpu.jit import fma, inner, kernel
+from wkernels.cpu.elements import write
+from wkernels.cpu.jit import bare_kernel, fma, inlined, inner
 from wkernels.cpu.kept import count_kept
-from wkernels.cpu.masks import COLUMNS, NONE, masked, tables_of
+from wkernels.cpu.masks import COLUMNS, NONE, areas_of, masked, read_base, tables_of
 from wkernels.cpu.parallel import over_ranges
 from wkernels.cpu.pointers import Pointers
-from wkernels.cpu.selection import BITS, compute_type
+from wkernels.cpu.selection import compute_type
 from wkernels.cpu.vectors import TURN
 from wkernels.masks import ELECT, Joint, Mask
+
+
+class Terms(NamedTuple):
+    """A ``Joint`` as the kernels take it, in the type that they compute in."""
+
+    factor: np.ndarray
+    vote: np.ndarray
+    share: np.ndarray
+    lone: np.ndarray  # [0, 0]: none
+    scale: np.ndarray
+
+
+class Sums(NamedTuple):
+    """What a thread adds up in, ``COLUMNS`` elements of each."""
+
+    total: np.ndarray
+    shares: np.ndarray
+    elected: np.ndarray
+    poll: np.ndarray  # float64
+    kept: np.ndarray  # int32
 
 
 def joined(
@@ -38,7 +60,6 @@ def joined(
     differences and outputs are NaN or Inf.
     """
     compute = compute_type(rows, base)  # whatever is written: thresholds are in this type's bits
-    like, bits = np.empty(0, compute), np.empty(0, BITS[compute])
     blocks = blocks_of(segments)
     positions = firsts - segments[:, 0]
     tables = tables_of(mask, compute)
@@ -51,10 +72,14 @@ def joined(
     options = np.array([joint.least, joint.undecided, 1], compute)
 
     def work(start: int, stop: int) -> int:
+        sums = Sums(
+            *np.empty((3, COLUMNS), compute), np.empty(COLUMNS), np.empty(COLUMNS, np.int32)
+        )
         return _join(
-            *rows, *base, *scores, *chances, blocks.ranges, blocks.segments, positions, start, stop,
-            *tables, factor, vote, share, lone, scale, options, ELECT[joint.elect], joint.divide,
-            unbiased, balance is not None, *out, like, bits, partial,
+            rows, base, scores, chances, *blocks, positions, start, stop, tables,
+            Terms(factor, vote, share, lone, scale), options.copy(), ELECT[joint.elect],
+            joint.divide, unbiased, balance is not None, out, areas_of(len(rows), compute), sums,
+            partial,
         )  # fmt: skip
 
     bad = sum(over_ranges(work, len(blocks.ranges), step=1, threads=threads, least=4))
@@ -136,11 +161,15 @@ _join_all, _join_all_divided, _join_elected, _join_elected_divided = (
 )
 
 
-@inner
-def _join_fast(values, n, base, factor, vote, share, options, elect, divide, total):
+@inlined
+def _join_fast(values, n, base, terms, segment, options, elect, divide, total):
     """What follows the masks, for rows of float32; past ``n``, ``total`` is anything."""
     rows, row_bytes, n_rows = values.ctypes.data, values.strides[0], values.shape[0]
-    tables = (factor.ctypes.data, vote.ctypes.data, share.ctypes.data)
+    tables = (
+        terms.factor[segment].ctypes.data,
+        terms.vote[segment].ctypes.data,
+        terms.share[segment].ctypes.data,
+    )
     more, origin, out = options.ctypes.data, base.ctypes.data, total.ctypes.data
     n = -(-n // TURN) * TURN
     if elect and divide:
@@ -153,71 +182,63 @@ def _join_fast(values, n, base, factor, vote, share, options, elect, divide, tot
         _join_all(rows, row_bytes, n_rows, n, origin, tables, more, out)
 
 
-@kernel
+@inlined
+def _join_slowly(values, n, base, terms, segment, options, elect, divide, sums):
+    """The same for any type, with what ``_join_fast`` has not: ``poll`` has been added up."""
+    total, shares, elected, kept = sums.total[:n], sums.shares[:n], sums.elected, sums.kept[:n]
+    total[:] = 0
+    shares[:] = 0
+    kept[:] = 0
+    n_rows = values.shape[0]
+    for i in range(n_rows):
+        if elect:
+            _silence(values[i, :n], terms.vote[segment, i], elected)
+        if terms.lone.size:
+            count_kept(values[i, :n], kept)
+        else:
+            _add(values[i, :n], terms.factor[segment, i], total)
+        if divide:
+            _add_share(values[i, :n], terms.share[segment, i], shares)
+    if terms.lone.size:
+        for i in range(n_rows):
+            _add_lone(values[i, :n], terms.lone[segment, i], kept, total)
+    if divide:
+        _divide(total, shares, options[0])
+    _finish(total, base, terms.scale[segment])
+
+
+@bare_kernel
 def _join(
-    addresses, codes, base_address, base_code, scores, score_codes, chances, chance_codes, ranges,
-    owners, positions, first, last, trims, keep, keep_before, drop, drop_before, key, chance,
-    factor, vote, share, lone, scale, options, elect, divide, unbiased, balanced, out_address,
-    out_code, like, bits_like, partial,
+    rows, base, scores, chances, ranges, owners, positions, first, last, tables, terms, options,
+    elect, divide, unbiased, balanced, out, areas, sums, partial,
 ):  # fmt: skip
-    n_rows = addresses.size
-    values = np.empty((n_rows, COLUMNS), like.dtype)
-    base = np.zeros(COLUMNS, like.dtype)
-    total = np.empty(COLUMNS, like.dtype)
-    shares = np.empty(COLUMNS, like.dtype)
-    elected = np.empty(COLUMNS, like.dtype)
-    poll = np.empty(COLUMNS)
-    kept = np.empty(COLUMNS, np.int32)
-    bits = np.empty(COLUMNS, bits_like.dtype)
-    limits = np.empty(2, bits_like.dtype)
-    sizes = bits.view(like.dtype)
-    fast = like.itemsize == 4 and lone.size == 0 and elect < 2 and not balanced and n_rows > 0
-    settings = options.copy()
+    values, n_rows = areas.values, rows.codes.size
+    fast = values.itemsize == 4 and terms.lone.size == 0 and elect < 2 and not balanced
+    fast &= n_rows > 0
     bad = np.int64(0)
     for block in range(first, last):
         segment = owners[block]
-        settings[2] = scale[segment]
+        options[2] = terms.scale[segment]
         for start in range(ranges[block, 0], ranges[block, 1], COLUMNS):
             n = min(COLUMNS, ranges[block, 1] - start)
-            if base_address.size == 1:
-                read(base_code[0], base_address[0], start, base[:n], COLUMNS)
-            poll[:n] = 0
+            read_base(base, start, n, areas.base)
+            place = positions[segment] + start
             for i in range(n_rows):
                 bad += masked(
-                    i, segment, start, positions[segment] + start, n, addresses, codes, scores,
-                    score_codes, chances, chance_codes, trims, keep, keep_before, drop, drop_before,
-                    key, chance, base[:n], bits[:n], sizes[:n], limits, unbiased, values[i, :n],
-                )  # fmt: skip
-                if elect and not fast:
-                    _vote(values[i, :n], vote[segment, i], elect == 2, poll[:n])
+                    i, segment, start, place, n, rows, scores, chances, tables, areas, unbiased
+                )
             if fast:
                 _join_fast(
-                    values, n, base, factor[segment], vote[segment], share[segment], settings,
-                    elect, divide, total,
-                )  # fmt: skip
-                bad += write(out_code[0], out_address[0], start, total[:n], False)
-                continue
-            if elect:
-                partial[block, 0, 0] += _elect(poll[:n], options[1], elected[:n])
-            if out_address.size == 0:
-                continue
-            total[:n] = 0
-            shares[:n] = 0
-            kept[:n] = 0
-            for i in range(n_rows):
-                if elect:
-                    _silence(values[i, :n], vote[segment, i], elected[:n])
-                if lone.size:
-                    count_kept(values[i, :n], kept[:n])
-                else:
-                    _add(values[i, :n], factor[segment, i], total[:n])
-                if divide:
-                    _add_share(values[i, :n], share[segment, i], shares[:n])
-            if lone.size:
+                    values, n, areas.base, terms, segment, options, elect, divide, sums.total
+                )
+            elif elect:
+                sums.poll[:n] = 0
                 for i in range(n_rows):
-                    _add_lone(values[i, :n], lone[segment, i], kept[:n], total[:n])
-            if divide:
-                _divide(total[:n], shares[:n], options[0])
-            _finish(total[:n], base[:n], scale[segment])
-            bad += write(out_code[0], out_address[0], start, total[:n], False)
+                    _vote(values[i, :n], terms.vote[segment, i], elect == 2, sums.poll)
+                partial[block, 0, 0] += _elect(sums.poll[:n], options[1], sums.elected)
+            if out.codes.size == 0:
+                continue
+            if not fast:
+                _join_slowly(values, n, areas.base, terms, segment, options, elect, divide, sums)
+            bad += write(out.codes[0], out.addresses[0], start, sums.total[:n], False)
     return bad

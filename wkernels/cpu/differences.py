@@ -41,7 +41,7 @@ def _fma(builder, a, b, c):
 
 
 def _counted(builder, so_far, mask):
-    return builder.sub(so_far, builder.sext(mask, lanes(INT32)))
+    return builder.select(mask, builder.add(so_far, _constant(INT32, 1)), so_far)
 
 
 def _sum(builder, counts):

@@ -42,9 +42,18 @@ _CACHE_FOLDER = _cache_folder()
 
 def kernel(function):
     """Compile ``function`` without Python's lock held, and keep the machine code on disk."""
+    return _kept(function, counted=True)
+
+
+def bare_kernel(function):
+    """A kernel that allocates nothing: its work areas are arguments. See :func:`inner`."""
+    return _kept(function, counted=False)
+
+
+def _kept(function, *, counted: bool):
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, _CACHE_FOLDER
     try:
-        compiled = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+        compiled = numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=counted)(function)
     finally:
         numba.config.CACHE_DIR = before
     one_at_a_time(compiled._cache._cache_file)
@@ -74,6 +83,11 @@ def inner(function):
     most of the time of loops over short slices.
     """
     return numba.njit(nogil=True, error_model="numpy", _nrt=False)(function)
+
+
+def inlined(function):
+    """The same, never called: for what takes many arrays, whose passing takes time, a few times."""
+    return numba.njit(nogil=True, error_model="numpy", _nrt=False, forceinline=True)(function)
 
 
 @intrinsic

@@ -6,11 +6,21 @@ import numpy as np
 
 from wkernels.cpu.blocks import add_in_order, blocks_of
 from wkernels.cpu.elements import read
-from wkernels.cpu.jit import inner, kernel
-from wkernels.cpu.masks import COLUMNS, NONE, drawn, masked, subtract, tables_of, trimmed
+from wkernels.cpu.jit import bare_kernel, inner
+from wkernels.cpu.masks import (
+    COLUMNS,
+    NONE,
+    areas_of,
+    drawn,
+    masked,
+    read_base,
+    subtract,
+    tables_of,
+    trimmed,
+)
 from wkernels.cpu.parallel import over_ranges
 from wkernels.cpu.pointers import Pointers
-from wkernels.cpu.selection import BITS, compute_type
+from wkernels.cpu.selection import compute_type
 from wkernels.masks import Mask
 
 N_SUMS = 4
@@ -40,16 +50,16 @@ def kept_sums(
     other arguments are those of :func:`joined`.
     """
     compute = compute_type(rows, base)
-    like, bits = np.empty(0, compute), np.empty(0, BITS[compute])
     blocks = blocks_of(segments)
     partial = np.zeros((len(blocks.ranges), len(rows), N_SUMS))
     positions = firsts - segments[:, 0]
     tables = tables_of(mask, compute)
 
     def work(start: int, stop: int) -> None:
+        columns = np.empty((N_SUMS, COLUMNS))
         _sum_kept(
-            *rows, *base, *scores, *chances, blocks.ranges, blocks.segments, positions, start, stop,
-            *tables, wanted, like, bits, partial,
+            rows, base, scores, chances, *blocks, positions, start, stop, tables, wanted,
+            areas_of(1, compute), columns, partial,
         )  # fmt: skip
 
     over_ranges(work, len(blocks.ranges), step=1, threads=threads, least=4)
@@ -69,7 +79,6 @@ def agreements(
     """Adds to ``counts[s, i]`` (int64 ``[S, N, 2]``) how many kept differences of row ``i`` are
     not 0 where other rows have such ones too, and where none has."""
     compute = compute_type(rows, base)
-    like, bits = np.empty(0, compute), np.empty(0, BITS[compute])
     blocks = blocks_of(segments)
     partial = np.zeros((len(blocks.ranges), len(rows), 2), np.int64)
     positions = firsts - segments[:, 0]
@@ -77,12 +86,18 @@ def agreements(
 
     def work(start: int, stop: int) -> None:
         _count_agreements(
-            *rows, *base, *NONE, *NONE, blocks.ranges, blocks.segments, positions, start, stop,
-            *tables, like, bits, partial,
+            rows, base, *blocks, positions, start, stop, tables, areas_of(len(rows), compute),
+            np.empty(COLUMNS, np.int32), NONE, partial,
         )  # fmt: skip
 
     over_ranges(work, len(blocks.ranges), step=1, threads=threads, least=4)
     add_in_order(partial, blocks.segments, counts)
+
+
+@inner
+def _differences(rows, i, start, base, values):
+    read(rows.codes[i], rows.addresses[i], start, values, COLUMNS)
+    subtract(values, base)
 
 
 @inner
@@ -115,53 +130,39 @@ def _halved(columns):
     return columns[0]
 
 
-@kernel
+@bare_kernel
 def _sum_kept(
-    addresses, codes, base_address, base_code, scores, score_codes, chances, chance_codes, ranges,
-    owners, positions, first, last, trims, keep, keep_before, drop, drop_before, key, chance,
-    wanted, like, bits_like, partial,
+    rows, base, scores, chances, ranges, owners, positions, first, last, tables, wanted, areas,
+    columns, partial,
 ):  # fmt: skip
-    values = np.empty(COLUMNS, like.dtype)
-    base = np.zeros(COLUMNS, like.dtype)
-    bits = np.empty(COLUMNS, bits_like.dtype)
-    limits = np.empty(2, bits_like.dtype)
-    sizes = bits.view(like.dtype)
-    columns = np.zeros((addresses.size, N_SUMS, COLUMNS))
     for block in range(first, last):
         segment = owners[block]
-        columns[:] = 0
-        for start in range(ranges[block, 0], ranges[block, 1], COLUMNS):
-            n = min(COLUMNS, ranges[block, 1] - start)
-            if base_address.size == 1:
-                read(base_code[0], base_address[0], start, base[:n], COLUMNS)
-            place = positions[segment] + start
-            for i in range(addresses.size):
-                all_sizes = wanted & SIZES
-                if all_sizes and trims[segment, i]:
-                    read(codes[i], addresses[i], start, values[:n], COLUMNS)
-                    subtract(values[:n], base[:n])
-                    _add_sizes(values[:n], columns[i, 0, :n])
-                    all_sizes = 0
+        for i in range(rows.codes.size):  # one after the other: their columns fit into the cache
+            columns[:] = 0
+            trims = tables.trims[segment, i]
+            for start in range(ranges[block, 0], ranges[block, 1], COLUMNS):
+                n = min(COLUMNS, ranges[block, 1] - start)
+                read_base(base, start, n, areas.base)
+                place = positions[segment] + start
+                values = areas.values[0, :n]
+                if wanted & SIZES and trims:
+                    _differences(rows, i, start, areas.base, values)
+                    _add_sizes(values, columns[0])
                 trimmed(
-                    i, segment, start, place, n, addresses, codes, scores, score_codes, trims, keep,
-                    keep_before, drop, drop_before, base[:n], bits[:n], sizes[:n], limits,
-                    values[:n],
+                    i, segment, start, place, rows, scores, tables, areas.base, areas.bits,
+                    areas.sizes, areas.limits, values,
                 )  # fmt: skip
-                if all_sizes:
-                    _add_sizes(values[:n], columns[i, 0, :n])
-                drawn(
-                    i, segment, start, place, chances, chance_codes, key, chance, sizes[:n], False,
-                    values[:n],
-                )  # fmt: skip
+                if wanted & SIZES and not trims:
+                    _add_sizes(values, columns[0])
+                drawn(i, segment, start, place, chances, tables, areas.sizes, False, values)
                 if wanted & SIZES:
-                    _add_sizes(values[:n], columns[i, 1, :n])
+                    _add_sizes(values, columns[1])
                 if wanted & SQUARES:
-                    _add_squares(values[:n], columns[i, 2, :n])
+                    _add_squares(values, columns[2])
                 if wanted & COUNTS:
-                    _add_counts(values[:n], columns[i, 3, :n])
-        for i in range(addresses.size):
+                    _add_counts(values, columns[3])
             for j in range(N_SUMS):
-                partial[block, i, j] = _halved(columns[i, j])
+                partial[block, i, j] = _halved(columns[j])
 
 
 @inner
@@ -181,32 +182,20 @@ def _split_kept(values, kept, totals):
     totals[1] += alone
 
 
-@kernel
+@bare_kernel
 def _count_agreements(
-    addresses, codes, base_address, base_code, scores, score_codes, chances, chance_codes, ranges,
-    owners, positions, first, last, trims, keep, keep_before, drop, drop_before, key, chance, like,
-    bits_like, partial,
-):  # fmt: skip
-    n_rows = addresses.size
-    values = np.empty((n_rows, COLUMNS), like.dtype)
-    base = np.zeros(COLUMNS, like.dtype)
-    bits = np.empty(COLUMNS, bits_like.dtype)
-    limits = np.empty(2, bits_like.dtype)
-    kept = np.empty(COLUMNS, np.int32)
-    sizes = bits.view(like.dtype)
+    rows, base, ranges, owners, positions, first, last, tables, areas, kept, none, partial
+):
+    n_rows = rows.codes.size
     for block in range(first, last):
         segment = owners[block]
         for start in range(ranges[block, 0], ranges[block, 1], COLUMNS):
             n = min(COLUMNS, ranges[block, 1] - start)
-            if base_address.size == 1:
-                read(base_code[0], base_address[0], start, base[:n], COLUMNS)
+            read_base(base, start, n, areas.base)
+            place = positions[segment] + start
             kept[:n] = 0
             for i in range(n_rows):
-                masked(
-                    i, segment, start, positions[segment] + start, n, addresses, codes, scores,
-                    score_codes, chances, chance_codes, trims, keep, keep_before, drop, drop_before,
-                    key, chance, base[:n], bits[:n], sizes[:n], limits, False, values[i, :n],
-                )  # fmt: skip
-                count_kept(values[i, :n], kept[:n])
+                masked(i, segment, start, place, n, rows, none, none, tables, areas, False)
+                count_kept(areas.values[i, :n], kept)
             for i in range(n_rows):
-                _split_kept(values[i, :n], kept[:n], partial[block, i])
+                _split_kept(areas.values[i, :n], kept, partial[block, i])

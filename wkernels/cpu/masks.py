@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from wkernels import masks
 from wkernels.cpu.differences import TRIMS
 from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, WIDTHS, read
-from wkernels.cpu.jit import inner
+from wkernels.cpu.jit import inlined, inner
 from wkernels.cpu.pointers import Pointers
 from wkernels.cpu.vectors import TURN
 
 COLUMNS = 1024
 """Elements at a time."""
+
+BITS = {np.float32: np.int32, np.float64: np.int64}
+"""The integers whose order is that of the magnitudes of a type."""
 
 _GAMMA, _MIX_1, _MIX_2 = (np.uint64(n) for n in (masks.GAMMA, masks.MIX_1, masks.MIX_2))
 _SHIFT = np.uint64(64 - masks.CHANCE_BITS)
@@ -95,12 +100,42 @@ def draw_each(values, position, key, chances, unbiased):
 NONE = Pointers(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
-def tables_of(mask: masks.Mask, compute) -> tuple:
-    """As the kernels take them; places past the bits of a float32 are those of its infinity."""
+class Tables(NamedTuple):
+    """A ``Mask`` as the kernels take it, and which of its thresholds leave anything out."""
+
+    trims: np.ndarray
+    keep: np.ndarray
+    keep_before: np.ndarray
+    drop: np.ndarray
+    drop_before: np.ndarray
+    key: np.ndarray
+    chance: np.ndarray
+
+
+def tables_of(mask: masks.Mask, compute) -> Tables:
+    """Places past the bits of a float32 are those of its infinity."""
     beyond = masks.BEYOND["float32" if compute is np.float32 else "float64"]
     keep, drop = np.minimum(mask.keep, beyond), np.minimum(mask.drop, beyond)
     trims = (keep != masks.NOTHING) | (drop != beyond)
-    return trims, keep, mask.keep_before, drop, mask.drop_before, mask.key, mask.chance
+    return Tables(trims, keep, mask.keep_before, drop, mask.drop_before, mask.key, mask.chance)
+
+
+class Areas(NamedTuple):
+    """What a thread works in: ``COLUMNS`` elements of everything."""
+
+    values: np.ndarray  # of each row
+    base: np.ndarray
+    bits: np.ndarray  # of magnitudes
+    sizes: np.ndarray  # the same memory, as floats
+    limits: np.ndarray  # room for two of the bits
+
+
+def areas_of(n_rows: int, compute) -> Areas:
+    bits = np.empty(COLUMNS, BITS[compute])
+    return Areas(
+        np.empty((n_rows, COLUMNS), compute), np.zeros(COLUMNS, compute), bits, bits.view(compute),
+        np.empty(2, BITS[compute]),
+    )  # fmt: skip
 
 
 _trim_bfloat16, _trim_float16, _trim_float32 = (
@@ -128,69 +163,70 @@ def _divided(position, n, before):
     return position < before < position + n
 
 
-@inner
-def trimmed(
-    i, segment, start, position, n, addresses, codes, scores, score_codes, trims, keep, keep_before,
-    drop, drop_before, base, bits, sizes, limits, values,
-):  # fmt: skip
+@inlined
+def trimmed(i, segment, start, position, rows, scores, tables, base, bits, sizes, limits, values):
     """Row ``i``'s difference in ``values``, with zeros where thresholds leave it out.
 
     Returns how many differences are NaN or Inf.
     """
-    trims_it = trims[segment, i]
-    after, until = keep_before[segment, i], drop_before[segment, i]
+    n = values.size
+    trims = tables.trims[segment, i]
+    keep, drop = tables.keep[segment, i], tables.drop[segment, i]
+    after, until = tables.keep_before[segment, i], tables.drop_before[segment, i]
     divided = _divided(position, n, after) or _divided(position, n, until)
+    code, address = rows.codes[i], rows.addresses[i]
     done = 0
-    if values.itemsize == 4 and not (trims_it and (scores.size or divided)):
+    if values.itemsize == 4 and not (trims and (scores.codes.size or divided)):
         limits[0], limits[1] = -1, (1 << 31) - 1
-        if trims_it:
-            limits[0] = keep[segment, i] - (1 if position < after else 0)
-            limits[1] = drop[segment, i] - (1 if position < until else 0)
-        row = addresses[i] + start * WIDTHS[codes[i]]
+        if trims:
+            limits[0] = keep - (1 if position < after else 0)
+            limits[1] = drop - (1 if position < until else 0)
         done = _trim_fast(
-            codes[i], row, n, base.ctypes.data, limits.ctypes.data, values.ctypes.data
-        )
+            code, address + start * WIDTHS[code], n, base.ctypes.data, limits.ctypes.data,
+            values.ctypes.data,
+        )  # fmt: skip
     bad = np.int64(0)
     if done < n:
         rest = values[done:]
-        read(codes[i], addresses[i], start + done, rest, COLUMNS)
-        bad += subtract(rest, base[done:])
-        if trims_it:
-            if scores.size:
-                j = i if scores.size > 1 else 0
-                read(score_codes[j], scores[j], start + done, sizes[done:], COLUMNS)
-                magnitudes(sizes[done:], sizes[done:])
+        read(code, address, start + done, rest, COLUMNS)
+        bad += subtract(rest, base[done:n])
+        if trims:
+            if scores.codes.size:
+                j = i if scores.codes.size > 1 else 0
+                read(scores.codes[j], scores.addresses[j], start + done, sizes[done:n], COLUMNS)
+                magnitudes(sizes[done:n], sizes[done:n])
             else:
-                magnitudes(rest, sizes[done:])
-            trim(
-                rest, bits[done:], limits, position + done, keep[segment, i], after,
-                drop[segment, i], until,
-            )  # fmt: skip
+                magnitudes(rest, sizes[done:n])
+            trim(rest, bits[done:n], limits, position + done, keep, after, drop, until)
     return bad
 
 
-@inner
-def drawn(
-    i, segment, start, position, chances, chance_codes, key, chance, sizes, unbiased, values
-):  # fmt: skip
+@inlined
+def drawn(i, segment, start, position, chances, tables, sizes, unbiased, values):
     """Zeros in ``values``, row ``i``'s differences, where they are not drawn."""
-    if chances.size:
-        read(chance_codes[i], chances[i], start, sizes, COLUMNS)
-        draw_each(values, position, key[segment, i], sizes, unbiased)
-    elif chance[segment, i] < 1:
-        draw(values, position, key[segment, i], chance[segment, i])
+    key, chance = tables.key[segment, i], tables.chance[segment, i]
+    if chances.codes.size:
+        n = values.size
+        read(chances.codes[i], chances.addresses[i], start, sizes[:n], COLUMNS)
+        draw_each(values, position, key, sizes[:n], unbiased)
+    elif chance < 1:
+        draw(values, position, key, chance)
 
 
-@inner
-def masked(
-    i, segment, start, position, n, addresses, codes, scores, score_codes, chances, chance_codes,
-    trims, keep, keep_before, drop, drop_before, key, chance, base, bits, sizes, limits, unbiased,
-    values,
-):  # fmt: skip
-    """Row ``i``'s masked difference in ``values``; returns how many are NaN or Inf before."""
+@inlined
+def masked(i, segment, start, position, n, rows, scores, chances, tables, areas, unbiased):
+    """Row ``i``'s masked difference in its area; returns how many are NaN or Inf before."""
+    values = areas.values[i, :n]
     bad = trimmed(
-        i, segment, start, position, n, addresses, codes, scores, score_codes, trims, keep,
-        keep_before, drop, drop_before, base, bits, sizes, limits, values,
+        i, segment, start, position, rows, scores, tables, areas.base, areas.bits, areas.sizes,
+        areas.limits, values,
     )  # fmt: skip
-    drawn(i, segment, start, position, chances, chance_codes, key, chance, sizes, unbiased, values)
+    drawn(i, segment, start, position, chances, tables, areas.sizes, unbiased, values)
     return bad
+
+
+@inlined
+def read_base(base, start, n, values):
+    """The base's elements, if there is one; ``values`` stay 0 if there is none."""
+    if base.codes.size == 1:
+        read(base.codes[0], base.addresses[0], start, values[:n], COLUMNS)

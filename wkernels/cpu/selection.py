@@ -12,7 +12,7 @@ import numpy as np
 from wkernels.cpu.blocks import blocks_of
 from wkernels.cpu.elements import read
 from wkernels.cpu.jit import inner, kernel
-from wkernels.cpu.masks import magnitudes, subtract
+from wkernels.cpu.masks import BITS, magnitudes, subtract
 from wkernels.cpu.parallel import over_ranges
 from wkernels.cpu.pointers import Pointers
 
@@ -20,8 +20,6 @@ COLUMNS = 2048
 
 LANES = 4
 """Counts of each digit, added at the end: neighbours that are equal need not wait for each other"""
-
-BITS = {np.float32: np.int32, np.float64: np.int64}
 
 
 def compute_type(*parts: Pointers) -> type[np.floating]:

@@ -117,9 +117,10 @@ class Sieve:
             if room.size < shape[0] * shape[1]:
                 room = np.empty(shape[0] * shape[1], np.int32)
             kept = room[: shape[0] * shape[1]].reshape(shape)
+            areas = np.zeros((2, sifting.COLUMNS), np.float32)
             sifting.sift(
-                *rows, *base, blocks.ranges, owners, start, stop, self._limits, self.open, kept,
-                counts,
+                rows, base, blocks.ranges, owners, start, stop, self._limits, self.open, *areas,
+                np.zeros(n_rows, np.int64), kept, counts,
             )  # fmt: skip
             # row by row, and there block by block
             lengths = np.maximum(counts[start:stop, :, 3], 0).T

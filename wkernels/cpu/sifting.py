@@ -7,8 +7,8 @@ import numpy as np
 from wkernels.cpu.blocks import BLOCK
 from wkernels.cpu.differences import SIFTS
 from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, WIDTHS, read
-from wkernels.cpu.jit import inner, kernel
-from wkernels.cpu.masks import magnitudes, subtract
+from wkernels.cpu.jit import bare_kernel, inlined, inner, kernel
+from wkernels.cpu.masks import magnitudes, read_base, subtract
 from wkernels.cpu.vectors import LANES, TURN
 from wkernels.selection import ALL
 
@@ -84,7 +84,7 @@ _sift_bfloat16, _sift_float16, _sift_float32 = (
 )
 
 
-@inner
+@inlined
 def _sift_row(code, address, start, n, base, values, limits, out, tally):
     """Returns how many magnitudes are between the limits; those are at the start of ``out``."""
     whole = n - n % TURN
@@ -116,27 +116,23 @@ def _sift_row(code, address, start, n, base, values, limits, out, tally):
     return count
 
 
-@kernel
+@bare_kernel
 def sift(
-    addresses, codes, base_address, base_code, ranges, owners, first, last, limits, wanted, kept,
-    counts,
-):  # fmt: skip
-    base = np.zeros(COLUMNS, np.float32)
-    values = np.empty(COLUMNS, np.float32)
-    filled = np.zeros(addresses.size, np.int64)
+    rows, based, ranges, owners, first, last, limits, wanted, base, values, filled, kept, counts
+):
+    """``base``, ``values`` (float32 ``[COLUMNS]``), ``filled`` (int64 ``[n_rows]``): zeros."""
     for block in range(first, last):
         slot = owners[block]
         for start in range(ranges[block, 0], ranges[block, 1], COLUMNS):
             n = min(COLUMNS, ranges[block, 1] - start)
-            if base_address.size == 1:
-                read(base_code[0], base_address[0], start, base[:n], COLUMNS)
-            for i in range(addresses.size):
+            read_base(based, start, n, base)
+            for i in range(rows.codes.size):
                 if wanted[slot, i]:
                     counts[block, i, _BETWEEN] += _sift_row(
-                        codes[i], addresses[i], start, n, base[:n], values, limits[slot, i],
+                        rows.codes[i], rows.addresses[i], start, n, base, values, limits[slot, i],
                         kept[i, filled[i] + counts[block, i, _BETWEEN] :], counts[block, i],
                     )  # fmt: skip
-        for i in range(addresses.size):
+        for i in range(rows.codes.size):
             if filled[i] + counts[block, i, _BETWEEN] + BLOCK + LANES > kept.shape[1]:
                 counts[block, i, _BETWEEN] = -1  # the next block might not have room
             else:

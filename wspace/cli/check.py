@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from wspace.cli.options import add_format, add_work, device_said, note
-from wspace.cli.tables import show
+from wspace.cli.tables import printable, show
 from wspace.sizes import format_bytes
 from wspace.zoo import short_names
 
@@ -62,7 +62,7 @@ def outputs_of(options: argparse.Namespace, path: str) -> Outputs:
     except RecipeError as error:
         _tell(options, problems)
         for line in error.problems[:-1]:
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {printable(line)}", file=sys.stderr)
         raise RecipeError(error.problems[-1:]) from None
     _tell(options, problems)
     return outputs
@@ -129,7 +129,7 @@ def _found(problems: Problems, errors) -> dict[str, Any]:
 
 def _tell(options: argparse.Namespace, problems: Problems) -> None:
     for line in problems.warnings:
-        print(f"warning: {line}", file=sys.stderr)
+        print(f"warning: {printable(line)}", file=sys.stderr)
     for line in problems.notes:
         note(options, f"note: {line}")
 

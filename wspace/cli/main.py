@@ -13,6 +13,7 @@ from typing import NoReturn
 from wspace.cli import check, cluster, demo, distances, experiment, index, inspect, merge, verify
 from wspace.cli.interrupts import prompt_interrupts, status_of
 from wspace.cli.options import MISTAKES
+from wspace.cli.tables import printable
 from wspace.errors import WspaceError
 from wspace.team import torchrun_rank
 from wspace.version import VERSION
@@ -95,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rank and not hasattr(options, "range"):
             time.sleep(SAYING_SECONDS)
         else:
-            print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+            text = " ".join(str(error).split()) or type(error).__name__
+            print(f"error: {printable(text)}", file=sys.stderr)
         return 1
     return 0

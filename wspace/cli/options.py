@@ -12,6 +12,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wspace.cli.tables import printable
 from wspace.errors import WspaceError
 from wspace.shares import parse_share
 from wspace.team import ALONE, OneOfMany, Team, torchrun_rank
@@ -103,7 +104,7 @@ def team_of(options: argparse.Namespace) -> Iterator[Team]:
 
 def note(options: argparse.Namespace, text: str) -> None:
     if not options.quiet:
-        print(text, file=sys.stderr)
+        print(printable(text), file=sys.stderr)
 
 
 Run = Callable[[argparse.Namespace], None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -47,7 +48,15 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 def _text(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else printable(str(value))
+
+
+def printable(text: str) -> str:
+    """Without what a terminal takes for a command, such as a name may hold."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+_CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f]")
 
 
 def _plain(value: Any) -> Any:

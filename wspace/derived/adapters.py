@@ -19,6 +19,7 @@ from wspace.derived.lowrank import Factor, LowRank
 from wspace.derived.operands import Operand
 from wspace.errors import CheckpointError
 from wspace.storage.checkpoints import Checkpoint, StoredTensor, open_checkpoint
+from wspace.storage.opening import read_text
 from wspace.storage.remote import Location
 
 CONFIG = "adapter_config.json"
@@ -121,7 +122,7 @@ def open_adapter(path: Location) -> Adapter:
 
 def _read_config(file: Location) -> dict[str, Any]:
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(read_text(file))
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError):

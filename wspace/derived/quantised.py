@@ -7,7 +7,6 @@ quantised formats are refused by name.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from wspace.derived.operands import Operand
 from wspace.errors import CheckpointError
 from wspace.storage.checkpoints import Checkpoint, StoredTensor
 from wspace.storage.headers import BITS, KERNEL_NAMES, TensorRecord
+from wspace.storage.opening import read_object
 from wspace.storage.reading import DERIVED_REQUEST
 from wspace.storage.remote import Location
 
@@ -162,9 +162,5 @@ def _refuse(checkpoint: Checkpoint) -> None:
 
 def quantisation_of(folder: Location) -> dict[str, Any]:
     """``quantization_config`` of a folder's config; empty if it has none."""
-    try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    found = content.get("quantization_config") if isinstance(content, dict) else None
+    found = (read_object(folder / "config.json") or {}).get("quantization_config")
     return found if isinstance(found, dict) else {}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from wspace.storage.opening import read_object
 
 _COUNTS = (
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_encoder_layers",
@@ -24,11 +25,7 @@ class Restacked(NamedTuple):
 
 def read_config(folder: Path) -> dict[str, Any] | None:
     """``config.json`` as an object; None if there is none that can be read."""
-    try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
+    return read_object(folder / "config.json")
 
 
 def restack(

@@ -13,13 +13,17 @@ from typing import NamedTuple
 
 import yaml
 
-from wspace.recipes.problems import Problems
+from wspace.recipes.problems import Problems, RecipeError
 from wspace.recipes.source import read_yaml
 
 MAX_OUTPUTS = 1000
-"""Of one document: more are a slip, not a sweep."""
+"""Of a file: more are a slip, not a sweep."""
+
+MAX_TEXT = 4 << 20
+"""Characters of all documents with all of their values, each read by itself."""
 
 _SEPARATOR = re.compile(r"---(\s|$)")
+_ANCHOR = re.compile(r"&(\S+)\s*")
 
 
 class Document(NamedTuple):
@@ -44,21 +48,38 @@ def read_documents(text: str, problems: Problems) -> list[list[Document]]:
 
     Raises RecipeError where a document is not YAML, or all are empty.
     """
-    documents = [part for part in _split(text) if yaml_root(part) is not None]
+    documents: list[list[Document]] = []
+    n = size = 0
+    for part in _split(text):
+        _refuse_too_much(n + 1, size + len(part), problems.file)
+        root = yaml_root(part)
+        if root is None:
+            size += len(part)
+            continue
+        documents.append(list(_expanded(part, root, problems)))
+        n, size = n + len(documents[-1]), size + sum(len(one.text) for one in documents[-1])
     if not documents:
         read_yaml(text, problems.file)  # says why
-    return [list(_expanded(part, problems)) for part in documents]
+    return documents
+
+
+def _refuse_too_much(n: int, size: int, file: str) -> None:
+    """Before it is read: YAML takes its time."""
+    if n > MAX_OUTPUTS:
+        raise RecipeError([f"{file}: {n} outputs, expected at most {MAX_OUTPUTS}"])
+    if size > MAX_TEXT:
+        raise RecipeError(
+            [f"{file}: {size} characters, with all documents and sweeps written out; expected at "
+             f"most {MAX_TEXT}: use fewer at a time"]
+        )  # fmt: skip
 
 
 def yaml_root(text: str) -> yaml.Node | bool | None:
     """The document's node; None if it is empty, and True if it is not YAML."""
-    loader = yaml.SafeLoader(text)
     try:
-        return loader.get_single_node()
+        return yaml.compose(text, yaml.SafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError):
         return True
-    finally:
-        loader.dispose()
 
 
 def _split(text: str) -> Iterator[str]:
@@ -73,8 +94,7 @@ def _split(text: str) -> Iterator[str]:
                 lines[k], start = f"   {line[3:]}", k
 
 
-def _expanded(text: str, problems: Problems) -> Iterator[Document]:
-    root = yaml_root(text)
+def _expanded(text: str, root: yaml.Node | bool, problems: Problems) -> Iterator[Document]:
     sweeps = list(_sweeps(root, "", text, set())) if isinstance(root, yaml.Node) else []
     axes: dict[str, list[_Sweep]] = {}
     for sweep in sweeps:
@@ -94,13 +114,14 @@ def _expanded(text: str, problems: Problems) -> Iterator[Document]:
     if total > MAX_OUTPUTS:
         problems.error(sweeps[0].line, f"{total} outputs: the sweeps make more than {MAX_OUTPUTS}")
         return
+    _refuse_too_much(total, total * len(text), problems.file)
     for chosen in itertools.product(*(range(len(t[0].values)) for t in axes.values())):
         edits: list[tuple[_Sweep, str]] = []
         label = []
         for (key, together), k in zip(axes.items(), chosen, strict=True):
             values = [sweep.values[k] for sweep in together]
             edits += zip(together, values, strict=True)
-            label.append(f"{key}={'_'.join(map(_plain, dict.fromkeys(values)))}")
+            label.append(f"{_plain(key)}={'_'.join(map(_plain, dict.fromkeys(values)))}")
         yield Document(_replaced(text, edits), ",".join(label))
 
 
@@ -125,11 +146,11 @@ def _sweeps(node: yaml.Node, key: str, text: str, seen: set[int]) -> Iterator[_S
         if len(node.value) == 1 and node.value[0][0].value == "sweep":
             items = node.value[0][1]
             if isinstance(items, yaml.SequenceNode) and items.value:
-                values = tuple(text[i.start_mark.index : _end(i)] for i in items.value)
+                values = tuple(_written(item, items, text) for item in items.value)
                 start = node.start_mark.index
-                if text[start] == "&":  # the anchor's name stays
-                    start += len(re.match(r"&\S+\s*", text[start:])[0])  # type: ignore[index]
-                yield _Sweep(key, node.start_mark.line + 1, start, _end(node), values)
+                if anchor := _ANCHOR.match(text, start):  # its name stays
+                    start = anchor.end()
+                yield _Sweep(key, node.start_mark.line + 1, start, _end(node, text), values)
                 return
         for name, value in node.value:
             own = str(name.value) if isinstance(name, yaml.ScalarNode) else key
@@ -139,9 +160,22 @@ def _sweeps(node: yaml.Node, key: str, text: str, seen: set[int]) -> Iterator[_S
             yield from _sweeps(item, key, text, seen)
 
 
-def _end(node: yaml.Node) -> int:
+def _written(node: yaml.Node, items: yaml.Node, text: str) -> str:
+    """A sweep's value as it is written; an alias has the place of its anchor, which is before."""
+    start = node.start_mark.index
+    anchor = _ANCHOR.match(text, start)
+    if anchor and start < items.start_mark.index:
+        return f"*{anchor[1]}"
+    return text[start : _end(node, text)]
+
+
+def _end(node: yaml.Node, text: str) -> int:
     """Where its text ends; that of a block ends with its last value, not with what follows."""
-    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
-        last = node.value[-1]
-        return _end(last[1] if isinstance(last, tuple) else last)
+    while isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        parts = [part for item in node.value for part in (item if type(item) is tuple else [item])]
+        *before, last = parts
+        least = max([node.start_mark.index, *(part.end_mark.index for part in before)])
+        if last.start_mark.index < least:  # an alias, which has the place of its anchor
+            return len(text[: node.end_mark.index].rstrip())
+        node = last
     return node.end_mark.index

@@ -22,8 +22,10 @@ from wspace.recipes.problems import Problems, RecipeError
 from wspace.recipes.record import job_of
 from wspace.recipes.references import Models
 from wspace.recipes.run import donor_of, merge_recipes
+from wspace.recipes.source import MAX_BYTES
 from wspace.storage.checkpoints import Checkpoint, StoredTensor, open_checkpoint
 from wspace.storage.headers import BITS, TensorRecord
+from wspace.storage.opening import read_text, real_path
 from wspace.storage.outputs import check_output, check_space
 from wspace.storage.partial import is_published
 from wspace.stream import Progress
@@ -73,7 +75,7 @@ def read_outputs(
 ) -> Outputs:
     """Plan all that a recipe's file makes, from headers alone. Raises RecipeError."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(Path(path), MAX_BYTES)
     except OSError as error:
         raise RecipeError([f"{path}: cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError:
@@ -233,14 +235,14 @@ def merge_outputs(
     What is complete when a later stage fails stays, and is not made again by the same command.
     """
     made = _published(outputs, places, options)
-    resolved = [path.resolve() for path in places]
+    resolved = [real_path(path) for path in places]
     place_of = dict(zip((output.name for output in outputs), places, strict=True))
     for output, path in zip(outputs, places, strict=True):
         if output.name not in made:
             check_output(path, output.plan.checkpoints)
-        if resolved.count(path.resolve()) > 1:
+        if resolved.count(real_path(path)) > 1:
             raise OutputError(f"{path}: two outputs have this path")
-        if any(other in path.resolve().parents for other in resolved):
+        if any(other in real_path(path).parents for other in resolved):
             raise OutputError(f"{path}: lies inside another output")
     left = [output for output in outputs if output.name not in made]
     check_space(

@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 from wspace.errors import WspaceError
 
+LONGEST = 1000
+"""Characters of a problem's line."""
+
 
 class RecipeError(WspaceError):
     """A recipe that cannot be run. ``problems``: a line for each, with its place in the file."""
@@ -85,6 +88,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def _add(problems: list[Problem], line: int | None, text: str) -> None:
-    problem = Problem(line or 0, text)
+    text = " ".join(text.splitlines())  # of a name that has several
+    problem = Problem(line or 0, text if len(text) <= LONGEST else f"{text[:LONGEST]} ...")
     if problem not in problems:
         problems.append(problem)

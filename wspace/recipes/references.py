@@ -97,7 +97,10 @@ class Models:
     def open(self, reference: ModelReference) -> Checkpoint:
         """The checkpoint, from headers alone. Raises CheckpointError."""
         if reference not in self._opened:
-            self._opened[reference] = self._open(reference)
+            try:
+                self._opened[reference] = self._open(reference)
+            except OSError as error:  # such as a name too long, or a folder that is closed to us
+                raise CheckpointError(f"{reference!s:.200}: {error.strerror}") from error
         return self._opened[reference]
 
     def _open(self, reference: ModelReference) -> Checkpoint:

@@ -8,7 +8,10 @@ import yaml
 
 from wspace.recipes.problems import RecipeError
 
-MAX_NODES = 1_000_000
+MAX_BYTES = 1 << 18
+"""Of a recipe's file: PyYAML takes half a minute for a megabyte."""
+
+MAX_NODES = 300_000
 """Values of a file, aliases followed: a few lines of them can stand for more than memory holds."""
 
 
@@ -28,12 +31,11 @@ class Node(NamedTuple):
 
 def read_yaml(text: str, file: str) -> Node:
     """The one document of a YAML text. Raises RecipeError with the place of what is wrong."""
-    loader = yaml.SafeLoader(text)
     try:
-        document = loader.get_single_node()
+        document = yaml.compose(text, yaml.SafeLoader)
         if document is None:
             raise RecipeError([f"{file}: empty; expected a recipe, beginning with merge_method:"])
-        return _Reader(loader, file).node(document, ())
+        return _Reader(file).node(document, ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         reason = " ".join(str(error.problem or error.context).split())
@@ -43,13 +45,12 @@ def read_yaml(text: str, file: str) -> Node:
         raise RecipeError([f"{file}: not YAML: {' '.join(str(error).split())}"]) from None
     except RecursionError:
         raise RecipeError([f"{file}: nested too deeply"]) from None
-    finally:
-        loader.dispose()
 
 
 class _Reader:
-    def __init__(self, loader: yaml.SafeLoader, file: str) -> None:
-        self._loader, self._file, self._n_nodes = loader, file, 0
+    def __init__(self, file: str) -> None:
+        self._constructor = yaml.constructor.SafeConstructor()
+        self._file, self._n_nodes = file, 0
 
     def node(self, node: yaml.Node, above: tuple[yaml.Node, ...]) -> Node:
         line = node.start_mark.line + 1
@@ -61,7 +62,16 @@ class _Reader:
             return Node(self._mapping(node, above), line)
         if isinstance(node, yaml.SequenceNode):
             return Node([self.node(item, above) for item in node.value], line)
-        return Node(self._loader.construct_object(node), line)
+        return Node(self._scalar(node, line), line)
+
+    def _scalar(self, node: yaml.Node, line: int) -> Any:
+        try:
+            return self._constructor.construct_object(node)
+        except (LookupError, AttributeError, TypeError, ArithmeticError, ValueError):
+            # what PyYAML makes of a text that is not what its tag says, such as !!bool 3
+            kind = node.tag.rpartition(":")[2]
+            shown = f"{node.value!r:.60}"
+            raise RecipeError([f"{self._file}:{line}: {shown} is not of type {kind}"]) from None
 
     def _mapping(self, node: yaml.MappingNode, above: tuple[yaml.Node, ...]) -> dict[Key, Node]:
         own: dict[Key, Node] = {}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from wspace.recipes.tokenizers import SETTINGS, read_json
+from wspace.storage.opening import read_text
 
 FILE = "chat_template.jinja"
 _OF_PROCESSOR = "chat_template.json"
@@ -59,7 +60,7 @@ def template_of(folder: Path) -> str | None:
     file = folder / FILE
     if file.is_file():
         try:
-            return file.read_text(encoding="utf-8")
+            return read_text(file)
         except (OSError, UnicodeDecodeError):
             return None
     found = read_json(folder / SETTINGS).get("chat_template")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wspace.errors import CheckpointError
+from wspace.storage.opening import read_object, read_text
 
 FILE = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
@@ -95,10 +96,9 @@ def _is_token(entry: Any) -> bool:
 def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a model's folder. Raises CheckpointError."""
     file = folder / FILE
-    text = file.read_text(encoding="utf-8") if file.is_file() else _converted(folder)
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
+        content = json.loads(read_text(file) if file.is_file() else _converted(folder))
+    except (OSError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise CheckpointError(f"{file}: expected a tokenizer in JSON, with a model")
@@ -107,11 +107,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 def read_json(file: Path) -> dict[str, Any]:
     """An object of a file; empty if there is none that can be read."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_object(file) or {}
 
 
 def _converted(folder: Path) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from wspace.errors import CheckpointError
 from wspace.storage.headers import BITS, Header, TensorRecord, read_header
+from wspace.storage.opening import check_folder, read_text
 from wspace.storage.remote import FAR_THREADS, Location, RemotePath, location
 from wspace.storage.stamps import Stamp, stamp_of
 
@@ -23,6 +24,8 @@ PICKLES = (".bin", ".pt", ".pth")
 
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
 """Files that belong to a model besides its weights: config, tokenizer, generation, code."""
+
+_SMALL = tuple([pattern.removeprefix("*") for pattern in SMALL_FILES])
 
 
 class Derived(Protocol):
@@ -116,7 +119,8 @@ def open_checkpoint(path: str | Location) -> Checkpoint:
     A folder is read through its ``model.safetensors.index.json``; or its ``model.safetensors``; or
     its shards ``NAME-00001-of-00003.safetensors``, which must be complete; or its only safetensors
     file; or its ``pytorch_model.bin`` (with index). PyTorch files are unpickled by
-    torch's ``weights_only`` loader, which runs no code.
+    torch's ``weights_only`` loader, which runs no code. Links may lead to files of the folder, or
+    of the Hub's cache that the folder is in (see ``wspace.storage.opening``).
 
     Raises CheckpointError, naming the file, what was found and what was expected.
     """
@@ -127,6 +131,8 @@ def open_checkpoint(path: str | Location) -> Checkpoint:
 
 def _opened(path: Location) -> Checkpoint:
     if path.is_file():
+        if (path.parent / "config.json").exists():  # the files beside it go with it
+            check_folder(path.parent, _SMALL)
         if path.suffix == ".safetensors":
             return _from_safetensors(path, [path])
         if path.suffix in PICKLES:
@@ -135,7 +141,9 @@ def _opened(path: Location) -> Checkpoint:
             f"{path}: expected a folder, or a file ending in .safetensors, {', '.join(PICKLES)}"
         )
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such file or folder")
+        found = "is neither a file nor a folder" if path.exists() else "no such file or folder"
+        raise CheckpointError(f"{path}: {found}")
+    check_folder(path, (".safetensors", *PICKLES, *_SMALL))
     if (path / INDEX).is_file():
         return _from_index(path, path / INDEX, _from_safetensors)
     if (path / "model.safetensors").is_file():
@@ -185,7 +193,7 @@ def _complete_shards(folder: Location, files: list[Location]) -> list[Location]:
 
 def _from_index(folder: Location, index: Location, reader) -> Checkpoint:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = json.loads(read_text(index))["weight_map"]
         names = {str(name): str(file) for name, file in weight_map.items()}
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: expected JSON with a weight_map: {error!r:.80}") from None
@@ -196,19 +204,40 @@ def _from_index(folder: Location, index: Location, reader) -> Checkpoint:
     files = []
     for file in dict.fromkeys(names.values()):
         if Path(file).name != file or file in ("", ".", ".."):
-            raise CheckpointError(f"{index}: shard {file!r} is not a file name in this folder")
+            raise CheckpointError(f"{index}: shard {file!r:.80} is not a file name in this folder")
         if len(file.encode(errors="replace")) > 255 or not (folder / file).is_file():
-            raise CheckpointError(f"{index}: shard {file:.80} does not exist")
+            raise CheckpointError(f"{index}: shard {_shown(file)} does not exist")
         files.append(folder / file)
+    _refuse_unlisted(folder, index, {file.name for file in files})
     checkpoint = reader(folder, sorted(files))
     for name, file in names.items():
         tensor = checkpoint.find(name)
         if tensor is None or checkpoint.files[tensor.file].name != file:
-            raise CheckpointError(f"{index}: tensor {name!r} is not in {file}, as the index says")
+            raise CheckpointError(
+                f"{index}: tensor {name!r:.200} is not in {file:.80}, as the index says"
+            )
     for name in checkpoint.tensors:
         if name not in names:
-            raise CheckpointError(f"{index}: tensor {name!r} is in a shard, but not in the index")
+            raise CheckpointError(
+                f"{index}: tensor {name!r:.200} is in a shard, but not in the index"
+            )
     return checkpoint
+
+
+def _refuse_unlisted(folder: Location, index: Location, listed: set[str]) -> None:
+    """An index that was cut short leaves a shard out, and with it tensors."""
+    shards = [match for match in map(SHARD.fullmatch, listed) if match]
+    sets = {match.group("stem", "count") for match in shards}
+    if not sets or isinstance(folder, RemotePath):
+        return
+    for file in sorted(folder.iterdir()):
+        match = SHARD.fullmatch(file.name)
+        if match and match.group("stem", "count") in sets and file.name not in listed:
+            raise CheckpointError(f"{index}: shard {file.name} is in the folder, but not in it")
+
+
+def _shown(name: str) -> str:
+    return name[:80] if name.isprintable() else f"{name!r:.80}"
 
 
 def _from_safetensors(path: Location, files: Sequence[Location]) -> Checkpoint:
@@ -253,7 +282,7 @@ def _from_pickles(path: Location, files: Sequence[Location]) -> Checkpoint:
         _add(tensors, found, files)
         aliases |= shared
     for name in sorted(aliases.keys() & tensors.keys()):
-        raise CheckpointError(f"{path}: tensor {name!r} is in two files")
+        raise CheckpointError(f"{path}: tensor {name!r:.200} is in two files")
     return Checkpoint(path, tuple(files), tensors, aliases, stamps=stamps)
 
 
@@ -263,5 +292,5 @@ def _add(
     if tensors.keys() & found.keys():
         name = next(name for name in found if name in tensors)
         other = files[tensors[name].file].name
-        raise CheckpointError(f"{files[found[name].file]}: tensor {name!r} is also in {other}")
+        raise CheckpointError(f"{files[found[name].file]}: tensor {name!r:.200} is also in {other}")
     tensors |= found

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from wspace.storage.checkpoints import SMALL_FILES, Checkpoint
+from wspace.storage.opening import read_object
 
 
 def companions(checkpoint: Checkpoint) -> list[Path]:
@@ -25,11 +26,8 @@ def companions(checkpoint: Checkpoint) -> list[Path]:
 
 def mend_config(config: Path, dtype: str | None) -> None:
     """Name the type that the weights have; they are not quantised, whatever the donor's were."""
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict):
+    settings = read_object(config)
+    if settings is None:
         return  # not ours to mend
     named = {key: dtype for key in ("dtype", "torch_dtype") if dtype and key in settings}
     mended = {key: value for key, value in settings.items() if key != "quantization_config"} | named

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from wspace.errors import CheckpointError
 from wspace.storage.checksums import checksum
+from wspace.storage.opening import open_regular
 from wspace.storage.remote import Location, RemotePath
 from wspace.storage.stamps import Stamp
 
@@ -75,7 +76,7 @@ def read_header(path: Location) -> Header:
         stamp = Stamp(size, 0, checksum(prefix + text), version)
     else:
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 status = os.fstat(file.fileno())
                 size = status.st_size
                 prefix = file.read(8)
@@ -114,7 +115,7 @@ def parse_header(text: bytes, n_data: int, path: Location) -> Header:
     if not text.isascii() or b"\\u" in text:
         for name in entries:
             if not storable(name):
-                raise CheckpointError(f"{path}: tensor {name!r}: its name is not Unicode text")
+                raise CheckpointError(f"{path}: tensor {name!r:.200}: its name is not Unicode text")
     records = _records(entries, data_start, n_data, path)
     if _follow_one_another(records.values(), data_start):
         tensors = records
@@ -125,10 +126,10 @@ def parse_header(text: bytes, n_data: int, path: Location) -> Header:
         if record.start != expected:
             problem = "overlaps" if record.start < expected else "leaves a hole after"
             raise CheckpointError(
-                f"{path}: tensor {name!r} {problem} {previous}: it starts at byte "
+                f"{path}: tensor {name!r:.200} {problem} {previous}: it starts at byte "
                 f"{record.start - data_start} of the data, expected {expected - data_start}"
             )
-        expected, previous = record.start + record.nbytes, f"tensor {name!r}"
+        expected, previous = record.start + record.nbytes, f"tensor {name!r:.200}"
     if tensors:
         last = next(reversed(tensors.values()))
         expected = last.start + last.nbytes
@@ -197,7 +198,7 @@ def _follow_one_another(records: Iterable[TensorRecord], start: int) -> bool:
 
 def _record(entry: Any, data_start: int, n_data: int, path: Location, name: str) -> TensorRecord:
     def wrong(problem: str) -> CheckpointError:
-        return CheckpointError(f"{path}: tensor {name!r}{problem}")
+        return CheckpointError(f"{path}: tensor {name!r:.200}{problem}")
 
     if not isinstance(entry, dict) or not entry.keys() >= _KEYS:
         raise wrong(": expected dtype, shape and data_offsets")
@@ -205,9 +206,9 @@ def _record(entry: Any, data_start: int, n_data: int, path: Location, name: str)
     if not isinstance(dtype, str) or dtype not in BITS:
         raise wrong(f": unknown dtype {dtype!r:.80}; known are {', '.join(BITS)}")
     if not isinstance(shape, list) or not all(map(_natural, shape)):
-        raise wrong(f": shape: expected a list of sizes, found {str(shape)[:80]}")
+        raise wrong(f": shape: expected a list of sizes, found {shape!r:.80}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_natural, offsets)):
-        raise wrong(f": data_offsets: expected two byte offsets, found {str(offsets)[:80]}")
+        raise wrong(f": data_offsets: expected two byte offsets, found {offsets!r:.80}")
     begin, end = offsets
     if not begin <= end <= n_data:
         raise wrong(f": data_offsets {offsets} lie outside the {n_data} bytes of data")
@@ -215,10 +216,10 @@ def _record(entry: Any, data_start: int, n_data: int, path: Location, name: str)
     for size in shape:
         n_bits *= size
         if n_bits >= 1 << 66:  # at once: the product of a long list would take minutes
-            raise wrong(f": {dtype} {str(shape)[:80]} takes 2**63 bytes or more")
+            raise wrong(f": {dtype} {shape!r:.80} takes 2**63 bytes or more")
     if (end - begin) * 8 != n_bits:
         raise wrong(
-            f": {dtype} {str(shape)[:80]} takes {n_bits / 8:.15g} bytes, data_offsets give "
+            f": {dtype} {shape!r:.80} takes {n_bits / 8:.15g} bytes, data_offsets give "
             f"{end - begin}"
         )
     return TensorRecord(dtype, tuple(shape), data_start + begin, end - begin)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from wspace.errors import OutputError
 from wspace.storage.checkpoints import Checkpoint
 from wspace.storage.headers import BITS
+from wspace.storage.opening import real_path
 from wspace.storage.partial import allocated
 from wspace.storage.remote import RemotePath
 
@@ -45,12 +46,12 @@ def check_output(out: Path, inputs: Sequence[Checkpoint]) -> None:
     """Refuse an output that exists, or that lies in or over an input."""
     if out.exists() or out.is_symlink():
         raise OutputError(f"{out}: exists; choose another name, or remove it first")
-    target = out.resolve()
+    target = real_path(out)
     for checkpoint in inputs:
         source = checkpoint.path
         if isinstance(source, RemotePath):
             continue
-        if source.is_dir() and target.is_relative_to(source.resolve()):
+        if source.is_dir() and target.is_relative_to(real_path(source)):
             raise OutputError(
                 f"{out}: lies inside the input {checkpoint.path}; choose another place"
             )
@@ -72,4 +73,4 @@ def check_space(outs: Sequence[Path], nbytes: int) -> None:
 
 
 def _ground(out: Path) -> Path:
-    return next(parent for parent in out.resolve().parents if parent.exists())
+    return next(parent for parent in real_path(out).parents if parent.exists())

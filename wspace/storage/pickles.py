@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from wspace.errors import CheckpointError
+from wspace.storage.archives import check_archive
 from wspace.storage.headers import CODES, TensorRecord, storable
 
 _OTHERS = {
@@ -24,6 +25,7 @@ def pickled_tensors(path: Path):
     stored with gaps or transposed is copied into order, a uint8 array. Only tensors are unpickled
     (``weights_only``), at most one level down under the key ``state_dict`` or ``model``.
     """
+    check_archive(path)
     try:
         loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # torch raises many kinds for files that lie
@@ -42,14 +44,15 @@ def pickled_tensors(path: Path):
     for name, tensor in loaded.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             kind = type(tensor).__name__
-            raise CheckpointError(f"{path}: {name!r}: expected a tensor, found {kind}")
+            raise CheckpointError(f"{path}: {name!r:.200}: expected a tensor, found {kind}")
         if not storable(name):
-            raise CheckpointError(f"{path}: a tensor cannot be named {name!r}")
+            raise CheckpointError(f"{path}: a tensor cannot be named {name!r:.200}")
         dtype = CODES.get(str(tensor.dtype).removeprefix("torch."), _OTHERS.get(tensor.dtype))
         view = tensor.is_meta or tensor.is_conj() or tensor.is_neg()  # not its bytes alone
         if dtype is None or tensor.layout is not torch.strided or view:
             raise CheckpointError(
-                f"{path}: {name!r}: unsupported {tensor.dtype} {tensor.layout} on {tensor.device}"
+                f"{path}: {name!r:.200}: unsupported {tensor.dtype} {tensor.layout} on "
+                f"{tensor.device}"
                 f"{' (a conjugate or negative view)' if view and not tensor.is_meta else ''}"
             )
         place = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
@@ -61,7 +64,7 @@ def pickled_tensors(path: Path):
             tensor = tensor.detach().contiguous()
         except (RuntimeError, MemoryError):  # a huge shape over few bytes, by strides of 0
             raise CheckpointError(
-                f"{path}: {name!r}: no memory to expand it to {list(tensor.shape)}"
+                f"{path}: {name!r:.200}: no memory to expand it to {list(tensor.shape)}"
             ) from None
         address, nbytes = tensor.data_ptr(), tensor.nbytes
         start = next((s - a for a, b, s in mappings if a <= address <= b - nbytes), None)

@@ -142,7 +142,7 @@ def _fill(task: Sequence[Range], buffer: np.ndarray) -> None:
                 if descriptor >= 0:
                     os.close(descriptor)
                     descriptor = -1
-                descriptor = os.open(part.path, os.O_RDONLY | os.O_CLOEXEC)
+                descriptor = os.open(part.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
                 path = part.path
             read(descriptor, view, part.path, part.start)
     except OSError as error:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from wspace.errors import CheckpointError
 from wspace.storage.checksums import checksum
 from wspace.storage.folders import Status
+from wspace.storage.opening import open_regular
 from wspace.storage.remote import Location, RemotePath
 
 END = 64 << 10
@@ -29,7 +30,7 @@ def stamp_of(path: Location) -> Stamp:
     """The stamp of a file without a header. Raises CheckpointError."""
     try:
         local = path.local() if isinstance(path, RemotePath) else path
-        with local.open("rb") as file:
+        with open_regular(local) as file:
             status = os.fstat(file.fileno())
             file.seek(max(0, status.st_size - END))
             digest = checksum(file.read(END))

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from wspace.errors import CheckpointError
 from wspace.storage.checksums import ALGORITHM, BLOCK, checksum, checksum_of_blocks
 from wspace.storage.headers import Header, TensorRecord, read_header
+from wspace.storage.opening import open_regular, read_text
 from wspace.storage.remote import FAR_REQUEST, Location, RemotePath, location
 
 
@@ -66,7 +67,7 @@ def verify(path: str | Location) -> Verification:
                 found |= {tensor: (file, record) for tensor, record in header.tensors.items()}
                 same, size = _header_digest(header) == expected, 0
             else:
-                content = file.read_bytes()
+                content = _content(file)
                 same, size = checksum(content) == expected, len(content)
             nbytes += size
         except OSError as error:
@@ -96,7 +97,7 @@ def _expected(path: Location) -> tuple[dict[str, str], dict[str, str]]:
     """Checksums of tensors and of files."""
     record = path / "wspace.json"
     try:
-        checksums = json.loads(record.read_text(encoding="utf-8")).get("checksums")
+        checksums = json.loads(read_text(record)).get("checksums")
     except OSError as error:
         raise CheckpointError(
             f"{path}: not an output of wspace: {record.name} cannot be read: {error.strerror}"
@@ -125,6 +126,13 @@ def _expected(path: Location) -> tuple[dict[str, str], dict[str, str]]:
 
 def _header_digest(header: Header) -> str:
     return header.stamp.digest if header.stamp else ""
+
+
+def _content(file: Location) -> bytes:
+    if isinstance(file, RemotePath):
+        return file.read_bytes()
+    with open_regular(file) as opened:
+        return opened.read()
 
 
 def _problem(file: Location, record: TensorRecord, expected: str) -> str | None:
