@@ -15,6 +15,7 @@ from tests.zoos import save, state
 from wspace.cli.main import main
 from wspace.dividing import SPAN, divided, within
 from wspace.errors import CheckpointError, OutputError, WspaceError
+from wspace.recipes import Problems, merge_outputs, places_of, plan_outputs
 from wspace.shares import Share, dealt, parse_share
 from wspace.storage import writing
 from wspace.storage.checksums import BLOCK
@@ -223,6 +224,76 @@ def test_sums_that_are_not_all_there_or_not_these(zoo, runs, tmp_path):
     save_share(zoo, Share(1, 3), folder)
     with pytest.raises(CheckpointError, match="found of 2 and of 3"):
         joined(zoo, folder)
+
+
+# ---- recipes
+
+
+RECIPES = {
+    "task_arithmetic": "parameters: {lambda: 0.5}",
+    "nuslerp": "parameters: {weight: 0.5, nuslerp_row_wise: true}",
+    "model_stock": "",
+    "ties": "parameters: {density: 0.4, weight: 1.0}",
+    "dare_linear": "parameters: {density: 0.4, weight: {sweep: [0.5, 1.0]}}",
+}
+
+
+def recipe_of(runs, method, parameters=""):
+    models = "[{model: 0}, {model: 1}]" if method != "task_arithmetic" else (
+        "[{model: 0, parameters: {weight: 0.3}}, {model: 1, parameters: {weight: 0.7}}]"
+    )  # fmt: skip
+    text = f"merge_method: {method}\nbase_model: base\n{parameters}\nmodels: {models}\n"
+    for name in ("0", "1", "base"):
+        place = "base_model" if name == "base" else "model"
+        text = text.replace(f"{place}: {name}", f"{place}: {runs}/{name}")
+    return text
+
+
+def make(text, folder, **options):
+    outputs = plan_outputs(text, Problems("r.yml"))
+    places = places_of(outputs, [f"{folder}/{{}}" if len(outputs) > 1 else f"{folder}/out"])
+    return merge_outputs(outputs, places, max_shard_size="6MB", **options)
+
+
+@pytest.mark.parametrize("method", RECIPES)
+def test_a_recipe_in_ranges_has_the_bits_of_one(runs, tmp_path, method):
+    text = recipe_of(runs, method, RECIPES[method])
+    expected = make(text, tmp_path / "expected")
+    for index in (2, 0, 1):
+        outs = make(text, tmp_path / "found", team=OneOfMany(Share(index, 3)), memory="20MiB")
+        assert all(out.exists() is (index == 1) for out in outs)
+    assert make(text, tmp_path / "found", team=OneOfMany(Share(2, 3))) == outs  # again
+    for out, other in zip(outs, expected, strict=True):
+        assert ws.verify(out).ok
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+            path.name: path.read_bytes() for path in other.iterdir()
+        }
+
+
+def test_tensors_are_shared_out_whole_and_none_twice(runs, tmp_path, counted):
+    text = recipe_of(runs, "ties", RECIPES["ties"])
+    make(text, tmp_path / "expected")
+    whole, counted[0] = counted[0], 0
+    reads = []
+    for index in range(2):
+        make(text, tmp_path / "found", team=OneOfMany(Share(index, 2)))
+        reads.append(counted[0])
+        counted[0] = 0
+    assert sum(reads) == whole
+    assert max(reads) < 0.6 * whole
+
+
+def test_recipes_that_cannot_be_divided_are_refused(runs, tmp_path):
+    first = recipe_of(runs, "ties", RECIPES["ties"]) + "\nname: first"
+    second = "merge_method: passthrough\nmodels: [{model: first}]"
+    refused = {
+        recipe_of(runs, "ties/paper", "parameters: {density: 0.4}"): "one threshold for",
+        f"{first}\n---\n{second}\n": "some outputs are made of others, for which ranges cannot",
+    }
+    for text, words in refused.items():
+        with pytest.raises(WspaceError, match=words):
+            make(text, tmp_path / "found", team=OneOfMany(Share(0, 2)))
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- the command

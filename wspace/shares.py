@@ -6,6 +6,7 @@ import heapq
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,22 @@ def parse_share(text: str) -> Share:
 
 
 def dealt(sizes: Sequence[int], n: int) -> list[int]:
-    """Which of ``n`` shares each item belongs to: the largest first, to the share with the least.
+    """Which of ``n`` shares each item belongs to, so that none has much more than the others.
 
-    No share has more than the mean and the largest item.
+    Neighbours stay together where that costs no share more than a tenth of the mean; else the
+    largest goes first, to the share that has least. No share has more than the mean and the
+    largest item.
     """
+    mean = sum(sizes) / n
+    middles = [stop - size / 2 for stop, size in zip(accumulate(sizes), sizes, strict=True)]
+    runs = [min(n - 1, int(middle / mean)) if mean else 0 for middle in middles]
+    loads = [0.0] * n
+    for owner, size in zip(runs, sizes, strict=True):
+        loads[owner] += size
+    return runs if max(loads) <= 1.1 * mean else _largest_first(sizes, n)
+
+
+def _largest_first(sizes: Sequence[int], n: int) -> list[int]:
     loads = [(0, share) for share in range(n)]
     owners = [0] * len(sizes)
     for item in sorted(range(len(sizes)), key=lambda k: -sizes[k]):

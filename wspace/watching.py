@@ -40,7 +40,7 @@ class Meeting(NamedTuple):
 
 
 def say(text: str) -> None:
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    print(f"error: {text}", file=sys.__stderr__, flush=True)  # whatever sys.stderr is now
 
 
 def died(rank: int) -> str:

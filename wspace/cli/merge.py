@@ -153,19 +153,17 @@ def _run_recipe(options: argparse.Namespace, team: Team) -> None:
             raise WspaceError(f"{name} does not go with a recipe, which says it itself")
     from wspace.recipes import device_for, merge_outputs, places_of
 
-    if team.share.n > 1:
-        raise WspaceError("a recipe is done by one process: run it without torchrun and --range")
     started = time.perf_counter()
     outputs = outputs_of(options, options.models[0])
     places = places_of(outputs, options.output)
-    device = device_said(options, device_for([o.plan for o in outputs], options.device))
+    device = device_said(options, device_for([o.plan for o in outputs], options.device), team)
     with progress_bar(options, "merge") as progress:
         merge_outputs(
             outputs, places, max_shard_size=options.max_shard_size, device=device,
             memory=options.memory, allow_non_finite=options.allow_non_finite, seed=options.seed,
             restart=options.restart, progress=progress,
             report=_print_report if options.report else None,
-            note=lambda line: note(options, line),
+            note=lambda line: note(options, line), team=team,
         )  # fmt: skip
     seconds = time.perf_counter() - started
     read = format_bytes(outputs.cost(device=device, memory=options.memory).read_bytes)

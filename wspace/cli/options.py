@@ -7,7 +7,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,7 +92,11 @@ def team_of(options: argparse.Namespace) -> Iterator[Team]:
             yield team
         else:
             options.quiet = True
-            with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+            with (
+                Path(os.devnull).open("w") as nowhere,
+                redirect_stdout(nowhere),
+                redirect_stderr(nowhere),
+            ):
                 yield team
         team.close()
     except BaseException as error:

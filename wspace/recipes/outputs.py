@@ -29,6 +29,7 @@ from wspace.storage.opening import read_text, real_path
 from wspace.storage.outputs import check_output, check_space
 from wspace.storage.partial import is_published
 from wspace.stream import Progress
+from wspace.team import ALONE, Team
 
 
 @dataclass(frozen=True)
@@ -228,13 +229,23 @@ def merge_outputs(
     places: Sequence[Path],
     *,
     progress: Progress | None = None,
+    team: Team = ALONE,
     **options: Any,
 ) -> list[Path]:
     """Make every output; options are those of :func:`wspace.recipes.merge_recipes`.
 
     What is complete when a later stage fails stays, and is not made again by the same command.
     """
+    if not team.meets and len(outputs.stages) > 1:
+        raise OutputError(
+            f"{outputs.file}: some outputs are made of others, for which ranges cannot wait: run "
+            "it without --range"
+        )
     made = _published(outputs, places, options)
+    if len(made) == len(outputs):
+        if not team.meets:  # by the other shares and an earlier run of this one
+            return list(places)
+        made = {}
     resolved = [real_path(path) for path in places]
     place_of = dict(zip((output.name for output in outputs), places, strict=True))
     for output, path in zip(outputs, places, strict=True):
@@ -245,16 +256,18 @@ def merge_outputs(
         if any(other in real_path(path).parents for other in resolved):
             raise OutputError(f"{path}: lies inside another output")
     left = [output for output in outputs if output.name not in made]
-    check_space(
-        [place_of[output.name] for output in left], sum(output.plan.nbytes for output in left)
-    )
+    if team.share.index == 0:
+        check_space(
+            [place_of[output.name] for output in left], sum(output.plan.nbytes for output in left)
+        )
     for stage in outputs.stages:
         models = Models(made)
         left = [output for output in stage if output.name not in made]
         plans = [_plan(output, outputs, models) for output in left]
         paths = [place_of[output.name] for output in left]
-        merge_recipes(plans, paths, progress=progress, **options)
-        made |= {o.name: open_checkpoint(path) for o, path in zip(left, paths, strict=True)}
+        merge_recipes(plans, paths, progress=progress, team=team, **options)
+        if team.meets:
+            made |= {o.name: open_checkpoint(path) for o, path in zip(left, paths, strict=True)}
     return list(places)
 
 
@@ -269,11 +282,11 @@ def _plan(output: Output, outputs: Outputs, models: Models) -> Plan:
 def _published(
     outputs: Outputs, places: Sequence[Path], options: Mapping[str, Any]
 ) -> dict[str, Checkpoint]:
-    """What an earlier run of the same command has made, if it did not make all."""
+    """What an earlier run of the same command has made."""
     made: dict[str, Checkpoint] = {}
     for output, path in zip(outputs, places, strict=True):
         if path.exists() and all(name in made for name in output.reads):
             plan = _plan(output, outputs, Models(made))
             if is_published(path, job_of(plan, **options)):
                 made[output.name] = open_checkpoint(path)
-    return {} if len(made) == len(outputs) else made
+    return made

@@ -21,14 +21,16 @@ from wspace.recipes.parts import copies_of
 from wspace.recipes.plan import Plan
 from wspace.recipes.record import job_of, record_of
 from wspace.recipes.report import Report, report_of
+from wspace.recipes.shares import share_of
 from wspace.recipes.tokenizers import is_of_tokenizer
 from wspace.sizes import parse_bytes
 from wspace.storage.checkpoints import Checkpoint
 from wspace.storage.companions import companions
 from wspace.storage.outputs import OutputTensor, check_output, check_space
-from wspace.storage.writers import checkpoint_writers
+from wspace.storage.writers import all_finished, checkpoint_writers
 from wspace.storage.writing import NewCheckpoint, Note
 from wspace.stream import Progress
+from wspace.team import ALONE, Team
 
 
 def merge_recipe(plan: Plan, out: str | Path, **options: Any) -> Path:
@@ -49,6 +51,7 @@ def merge_recipes(
     progress: Progress | None = None,
     report: Callable[[str, Report], None] | None = None,
     note: Note | None = None,
+    team: Team = ALONE,
 ) -> list[Path]:
     """Write the outputs of plans; numerics, options and errors are those of ``wspace.merge``.
 
@@ -59,38 +62,42 @@ def merge_recipes(
     that choose elements are run for one output after the other, and read a tensor once if
     ``memory`` holds it; ``seed`` is that of the methods that draw. ``report`` is called with each
     output's path and measurements, which take one more read of it and of its inputs, and are kept
-    beside it in ``report.json``.
+    beside it in ``report.json``. A ``team`` of processes divides the tensors.
     """
     paths = [Path(out) for out in outs]
     worker = device_named(device_for(plans, device).name)
     budget = parse_bytes(memory)
     for plan, path in zip(plans, paths, strict=True):
         check_output(path, plan.checkpoints)
-    check_space(paths, sum(plan.nbytes for plan in plans))
+    if team.share.index == 0:
+        check_space(paths, sum(plan.nbytes for plan in plans))
+    shares = share_of(plans, team.share)
     outputs = [
         NewCheckpoint(
             path,
-            [OutputTensor(t.name, t.dtype, t.shape) for t in plan.tensors],
+            _tensors_of(plan),
             job_of(plan, seed=seed, max_shard_size=max_shard_size, device=worker.name),
             parse_bytes(max_shard_size),
+            own=None if team.share.n == 1 else {t.name: (0, t.nbytes) for t in _tensors_of(share)},
         )
-        for plan, path in zip(plans, paths, strict=True)
+        for plan, share, path in zip(plans, shares, paths, strict=True)
     ]
-    mixed = MixedTensors(plans, worker, budget, allow_non_finite=allow_non_finite)
+    mixed = MixedTensors(shares, worker, budget, allow_non_finite=allow_non_finite)
     chosen = [
         ChosenTensors(plan, worker, budget, seed=seed, allow_non_finite=allow_non_finite)
-        for plan in plans
+        for plan in shares
     ]
     progresses = _shared(progress, [mixed.nbytes, *(tensors.nbytes for tensors in chosen)])
     records = [record_of(plan, seed) for plan in plans]
-    with checkpoint_writers(outputs, restart=restart, note=note) as writers:
-        for plan, writer in zip(plans, writers, strict=True):
+    with checkpoint_writers(outputs, restart=restart, note=note, team=team) as writers:
+        for plan, writer in zip(shares, writers, strict=True):
             for copies in copies_of(plan):
                 copy_equal(copies, [writer])
         mixed.write(writers, progresses[0])
         for tensors, writer, own in zip(chosen, writers, progresses[1:], strict=True):
             tensors.write(writer, own)
-        for plan, record, writer in zip(plans, records, writers, strict=True):
+        published = zip(plans, records, writers, strict=True)
+        for plan, record, writer in published if all_finished(writers, team) else ():
             files = {RECIPE: plan.recipe.text}
             measured = None
             if report:
@@ -100,7 +107,12 @@ def merge_recipes(
             files["README.md"] = model_card(plan, writer.out.name, measured)
             with donor_of(plan) as donor:
                 writer.publish(donor, record, plan.dtype, files)
+        team.wait()
     return paths
+
+
+def _tensors_of(plan: Plan) -> list[OutputTensor]:
+    return [OutputTensor(t.name, t.dtype, t.shape) for t in plan.tensors]
 
 
 def _shared(progress: Progress | None, sizes: Sequence[int]) -> list[Progress]:
