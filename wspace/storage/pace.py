@@ -18,7 +18,8 @@ BETTER = 1.05
 """Times as fast as the best setting, from which another is preferred: rates vary."""
 
 REST = 8
-"""Windows between two rounds of trials, once no neighbour was better; then twice as many."""
+"""Windows before the first round of trials: short reads are not tried with. After a round in which
+no neighbour was better, twice as many."""
 
 REQUESTS = (256 << 10, 512 << 10, 1 << 20, 2 << 20)
 """Bytes of a request; multiples of a page."""
@@ -49,7 +50,7 @@ class Pace:
         self.setting = self._best = Setting(min(FIRST.readers, readers), first)
         self._best_rate = 0.0
         self._trials: list[Setting] = []
-        self._rest, self._resting = REST, 0
+        self._rest = self._resting = REST
         self._turn = threading.Condition()
         self._running = 0
         self._since = self._full_since = 0.0
