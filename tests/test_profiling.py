@@ -9,7 +9,18 @@ import pytest
 import wspace as ws
 from tests.zoos import zoo_on_disk
 from wspace.cli.main import main
-from wspace.profiling import CHECKSUM, FLUSH, PASS, READ, READS, WRITE, WRITES, Profile, profiled
+from wspace.profiling import (
+    CHECKSUM,
+    FLUSH,
+    KERNELS,
+    PASS,
+    READ,
+    READS,
+    WRITE,
+    WRITES,
+    Profile,
+    profiled,
+)
 from wspace.storage import local, reading, writing
 from wspace.storage.residence import drop
 
@@ -66,6 +77,7 @@ def test_nothing_is_measured_outside(zoo, tmp_path):
         ({PASS: 5.0, READS: 3.0, WRITES: 1.0}, "reading"),
         ({PASS: 5.0, READS: 1.0, WRITES: 1.0, FLUSH: 3.0}, "writing"),
         ({PASS: 1.0}, "starting"),
+        ({PASS: 5.0, KERNELS: 4.0}, "starting"),
     ],
 )
 def test_the_bottleneck_is_the_largest_part(seconds, expected):

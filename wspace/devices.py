@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from wspace.errors import DeviceError
+from wspace.profiling import KERNELS, stage
 
 if TYPE_CHECKING:
     from wspace.stream import Chunk
@@ -115,6 +116,8 @@ class Cpu:
         return allocate(nbytes)
 
     def staged(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        with stage(KERNELS):  # now, while the first chunks are being read
+            import wkernels.cpu  # noqa: F401
         return chunks
 
     def weighted_sum(

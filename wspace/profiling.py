@@ -11,6 +11,7 @@ from contextlib import contextmanager
 READ, WRITE, CHECKSUM = "read", "write", "checksum"  # in threads of their own, several at a time
 DIRECT = "past the page cache"  # a part of READ
 PASS, READS, WRITES, FLUSH = "pass", "wait for reads", "wait for writes", "flush"  # in the main one
+KERNELS = "load kernels"  # in the main one: a part of PASS
 
 
 class Profile:
@@ -29,8 +30,9 @@ class Profile:
 
     @property
     def compute(self) -> float:
-        """What the passes took besides waiting."""
-        return max(0.0, self.seconds[PASS] - self.seconds[READS] - self.seconds[WRITES])
+        """What the passes took besides waiting, and loading the kernels."""
+        others = self.seconds[READS] + self.seconds[WRITES] + self.seconds[KERNELS]
+        return max(0.0, self.seconds[PASS] - others)
 
     @property
     def parts(self) -> dict[str, float]:
