@@ -255,6 +255,33 @@ def test_chances_by_rank(shape):
     np.testing.assert_allclose(out, (0.4 + 0.4 * scaled).flatten().numpy(), rtol=1e-6)
 
 
+def magnitudes_of(kind, shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(5))
+    if kind == "few values":
+        return (x * 3).round() / 8
+    if kind == "few values, and others":  # as where 16-bit numbers of two sizes are subtracted
+        return torch.where(x.abs() > 2.5, x, (x * 3).round() / 8)
+    if kind == "sparse":
+        return torch.where(x > 1.9, x * 1e-5, torch.zeros(()))
+    if kind == "far apart":
+        return x**15 * 1e-12
+    return torch.where(x > 2, torch.inf, x)
+
+
+@pytest.mark.parametrize("shape", [(40, 333, 1), (3, 128, 9)], ids=str)
+@pytest.mark.parametrize(
+    "kind", ["few values", "few values, and others", "sparse", "far apart", "all, and infinities"]
+)
+def test_ranks_of_lines_of_any_kind_are_those_of_a_stable_sort(kind, shape):
+    d = magnitudes_of(kind, shape)
+    out = np.full(d.numel(), np.nan, np.float32)
+    row = pointers_to([d.flatten()])
+    cpu.rank_chances(row, pointers_to([]), d.numel(), shape, 0.5, 0.5, out, threads=2)
+    rank = d.abs().argsort(dim=1, stable=True).argsort(dim=1).double()
+    expected = (rank / (shape[1] - 1)).flatten().numpy()
+    np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-7)
+
+
 def test_variances_and_importances():
     rows, base = make(4, 1200, F32)
     out = np.full(1200, np.nan, np.float32)

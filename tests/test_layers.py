@@ -37,6 +37,7 @@ LAYERS = [
     "wkernels.cpu.sieve",
     "wkernels.cpu.kept",
     "wkernels.cpu.consensus",
+    "wkernels.cpu.ranks",
     "wkernels.cpu.scores",
     "wkernels.cpu.means",
     "wkernels.cpu.columns",

@@ -7,7 +7,8 @@ from wkernels.cpu.kept import COUNTS, N_SUMS, SIZES, SQUARES, agreements, kept_s
 from wkernels.cpu.means import precision_mean
 from wkernels.cpu.pointers import Pointers
 from wkernels.cpu.products import products
-from wkernels.cpu.scores import importances, pulled, rank_chances, variances
+from wkernels.cpu.ranks import rank_chances
+from wkernels.cpu.scores import importances, pulled, variances
 from wkernels.cpu.selection import digit_counts, nth_equal
 from wkernels.cpu.sieve import ROOM, Sieve, sieved
 from wkernels.cpu.sketch import sketch

@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from wkernels.cpu.vectors import DOUBLE, FLOAT, INT, INT32, LANES, STORED, TURN, Loop, lanes
+from wkernels.cpu.vectors import DOUBLE, FLOAT, INT, INT16, INT32, LANES, STORED, TURN, Loop, lanes
 
 _MAGNITUDE = 0x7FFFFFFF
 _INFINITY = 0x7F800000
@@ -147,6 +147,51 @@ def _trim(name: str):
 
 
 TRIMS = {name: _trim(name) for name in STORED}
+
+
+@intrinsic
+def largest_bits(context, bits, n):
+    """The largest of ``n`` magnitudes' bits (int32); 0 if there are none."""
+
+    def generate(context, builder, signature, args):
+        bits, n = args
+        loop = Loop(builder, n, [_constant(INT32, 0)])
+        (largest,) = loop.totals
+        for k in range(TURN // LANES):
+            value = loop.load(bits, INT32, 4, k)
+            largest = builder.select(builder.icmp_signed(">", value, largest), value, largest)
+        (largest,) = loop.end([largest])
+        return _called(builder, f"vector.reduce.smax.v{LANES}i32", INT32, [largest])
+
+    return types.int32(types.int64, types.int64), generate
+
+
+@intrinsic
+def bucket_keys(context, bits, n, lowest, keys):
+    """``keys`` (uint16) of ``n`` magnitudes' bits: ``2 * bucket``, and 1 more if not its first.
+
+    A bucket is the upper half of the bits less ``lowest`` (int32), 0 if that is negative; its
+    first number has a lower half of 0, and is 0 itself in bucket 0.
+    """
+
+    def generate(context, builder, signature, args):
+        bits, n, lowest, keys = args
+        zero, half = _constant(INT32, 0), _constant(INT32, 16)
+        lowest = _spread(builder, lowest)
+        loop = Loop(builder, n)
+        for k in range(TURN // LANES):
+            value = loop.load(bits, INT32, 4, k)
+            bucket = builder.sub(builder.lshr(value, half), lowest)
+            above = builder.icmp_signed(">", bucket, zero)
+            lower = builder.and_(value, _constant(INT32, 0xFFFF))
+            odd = builder.icmp_unsigned("!=", builder.select(above, lower, value), zero)
+            double = builder.shl(builder.select(above, bucket, zero), _constant(INT32, 1))
+            key = builder.or_(double, builder.zext(odd, lanes(INT32)))
+            loop.store(builder.trunc(key, lanes(INT16)), keys, INT16, 2, k)
+        loop.end()
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int32, types.int64), generate
 
 
 def _over_rows(builder, n_rows, first, step):

@@ -9,7 +9,6 @@ import numpy as np
 from wkernels.cpu.blocks import blocks_of
 from wkernels.cpu.elements import read, write
 from wkernels.cpu.jit import inner, kernel
-from wkernels.cpu.masks import magnitudes, subtract
 from wkernels.cpu.parallel import over_ranges
 from wkernels.cpu.pointers import Pointers
 from wkernels.cpu.selection import compute_type
@@ -63,88 +62,6 @@ def _variances(addresses, codes, base_address, base_code, start, stop, like, out
             _add_square(values[:n], base[:n], mean[:n], square[:n])
         for k in range(n):
             out[first + k] = np.float32(square[k] / n_rows)
-
-
-def rank_chances(
-    row: Pointers,
-    base: Pointers,
-    n: int,
-    shape: tuple[int, int, int],
-    density: float,
-    epsilon: float,
-    out: np.ndarray,
-    *,
-    threads: int,
-) -> None:
-    """``out[k]`` (float32): the chance of an element to be kept, by its rank in its line.
-
-    The row is seen as ``shape`` (outer, length, inner); lines run along ``length``. Ranks are those
-    of the magnitudes of ``row - base``, smallest first, equal ones in the order of their places,
-    scaled to 0 ... 1 (0.5 in lines of one element): ``density + epsilon * (2 * rank - 1)``.
-    """
-    like = np.empty(0, compute_type(row, base))
-    outer, length, depth = shape
-    assert outer * length * depth == n
-
-    def work(start: int, stop: int) -> None:
-        _rank_chances(*row, *base, length, depth, density, epsilon, start, stop, like, out)
-
-    least = max(1, (1 << 14) // max(length, 1))
-    over_ranges(work, outer * depth, step=1, threads=threads, least=least)
-
-
-@kernel
-def _rank_chances(
-    address, code, base_address, base_code, length, depth, density, epsilon, first, last, like, out
-):
-    lines = length * depth
-    values = np.empty(lines, like.dtype)
-    base = np.zeros(lines, like.dtype)
-    sizes = np.empty(lines, np.float32)
-    bits = sizes.view(np.uint32)
-    packed = np.empty(length, np.uint64)
-    spare = np.empty(length, np.uint64)
-    counts = np.empty((3, 2048), np.int64)
-    loaded = np.int64(-1)
-    for line in range(first, last):
-        outer, place = line // depth, line % depth
-        if outer != loaded:
-            read(code[0], address[0], outer * lines, values, 0)
-            if base_address.size == 1:
-                read(base_code[0], base_address[0], outer * lines, base, 0)
-            subtract(values, base)
-            magnitudes(values, sizes)
-            loaded = outer
-        _sort(bits, place, depth, spare, packed, counts)
-        for rank in range(length):
-            scaled = 2.0 * rank / (length - 1) - 1.0 if length > 1 else 0.0
-            k = np.int64(packed[rank] & np.uint64(0xFFFFFFFF))
-            out[outer * lines + k * depth + place] = np.float32(density + epsilon * scaled)
-
-
-@inner
-def _sort(bits, place, depth, spare, packed, counts):
-    """``packed``: ``(bits << 32) + index`` of a line's elements, ascending; a stable radix sort."""
-    length = packed.size
-    digit = np.uint64(2047)
-    counts[:] = 0
-    for k in range(length):
-        key = np.uint64(bits[k * depth + place])
-        spare[k] = (key << np.uint64(32)) | np.uint64(k)
-        for d in range(3):
-            counts[d, np.int64((key >> np.uint64(11 * d)) & digit)] += 1
-    for d in range(3):
-        total = 0
-        for b in range(2048):
-            count = counts[d, b]
-            counts[d, b] = total
-            total += count
-        shift = np.uint64(32 + 11 * d)
-        source, target = (spare, packed) if d != 1 else (packed, spare)
-        for k in range(length):
-            b = np.int64((source[k] >> shift) & digit)
-            target[counts[d, b]] = source[k]
-            counts[d, b] += 1
 
 
 def importances(

@@ -46,6 +46,9 @@ class OnGpu:
 
         return self._computed(work)
 
+    def done_with(self, scores: torch.Tensor) -> None:
+        """torch keeps its memory itself."""
+
     def sifted(self, source: Source, largest: np.ndarray, sizes: np.ndarray) -> None:
         """Digits are counted at the rate of the device's memory."""
 

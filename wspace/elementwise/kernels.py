@@ -53,6 +53,10 @@ class Kernels(Protocol):
         """See :func:`wspace.elementwise.scores.scores_of`."""
         ...
 
+    def done_with(self, scores: Any) -> None:
+        """They are not needed any more: others may take their place."""
+        ...
+
     def sifted(
         self, source: Source, largest: np.ndarray, sizes: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray] | None:
@@ -132,6 +136,7 @@ class OnCpu:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._rooms: list[np.ndarray] = []  # of sieves
+        self._scores: list[np.ndarray] = []  # their places: new ones would have to be zeroed first
 
     def rows(self, chunk: Chunk) -> tuple[cpu.Pointers, cpu.Pointers]:
         address = chunk.buffer.ctypes.data
@@ -145,7 +150,12 @@ class OnCpu:
         return cpu.Pointers.of([scores.ctypes.data] * copies, ["float32"] * copies)
 
     def scores(self, keep: Keep, view: View, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
-        return scores_of(keep, view, shapes, threads=self._threads)
+        room = self._scores.pop() if self._scores else np.empty(0, np.float32)
+        return scores_of(keep, view, shapes, room, threads=self._threads)
+
+    def done_with(self, scores: np.ndarray) -> None:
+        assert scores.base is not None  # they are a part of it
+        self._scores.append(scores.base)
 
     def sifted(
         self, source: Source, largest: np.ndarray, sizes: np.ndarray

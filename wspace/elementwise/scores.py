@@ -13,18 +13,20 @@ from wspace.elementwise.sources import View
 
 
 def scores_of(
-    keep: Keep, view: View, shapes: Sequence[tuple[int, ...]], *, threads: int
+    keep: Keep, view: View, shapes: Sequence[tuple[int, ...]], room: np.ndarray, *, threads: int
 ) -> np.ndarray:
     """Float32 ``[n]``: variances or importances; of ranks, chances ``[models, n]``.
 
-    ``shapes``: of the tensors in the view's slots.
+    ``shapes``: of the tensors in the view's slots. ``room``, float32: where they go, if they fit.
     """
+    n_rows = len(keep.densities) if isinstance(keep, Ranked) else 1
+    if room.size < n_rows * view.n:
+        room = np.empty(n_rows * view.n, np.float32)
+    scores = room[: view.n]
     if isinstance(keep, Varied):
-        scores = np.empty(view.n, np.float32)
         cpu.variances(view.rows, view.base, view.n, scores, threads=threads)
         return scores
     if isinstance(keep, Important):
-        scores = np.empty(view.n, np.float32)
         for piece, slot in enumerate(view.slots):
             start, stop = view.segments[piece]
             shape = shapes[slot]
@@ -35,7 +37,7 @@ def scores_of(
             )  # fmt: skip
         return scores
     assert isinstance(keep, Ranked)
-    chances = np.ones((len(keep.densities), view.n), np.float32)
+    chances = room[: n_rows * view.n].reshape(n_rows, view.n)
     for piece, slot in enumerate(view.slots):
         start, stop = view.segments[piece]
         shape = lines(shapes[slot], int(stop - start))

@@ -186,12 +186,14 @@ class Tables:
 
     def forget(self) -> None:
         """Drops the scores of a view that was written."""
+        scores = self._scored[1]
         self._scored = None, None
+        if scores is not None:
+            self._kernels.done_with(scores)
 
     def _score(self, view: View) -> Any:
         base, scores = self._scored
         if not self._keep_scores or base is not view.base:
-            del scores
             self.forget()  # before others are made: they are counted once
             scores = self._kernels.scores(self.choice.keep, view, self._shapes)
             self._scored = view.base, scores  # live as long as kernels have their address

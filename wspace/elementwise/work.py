@@ -132,7 +132,7 @@ def _kept_bytes(n_rows: int) -> int:
 
 def _line_bytes(choice: Choice, tensor: ZooTensor) -> int:
     """What a thread holds while it ranks a line, or the lines that lie between each other."""
-    return 28 * unit_of(choice, tensor.shape) if isinstance(choice.keep, Ranked) else 0
+    return 42 * unit_of(choice, tensor.shape) if isinstance(choice.keep, Ranked) else 0
 
 
 def times_read(work: Work, tensor: int, worker: Device) -> int:

@@ -1,0 +1,204 @@
+"""Chances by rank: the place of each magnitude in its line, without sorting what need not be.
+
+The differences of 16-bit checkpoints have few bits: nearly all of a line's magnitudes are the first
+number of a bucket, which is told by the upper half of their bits. Equal ones are counted in order,
+and only the rest is sorted: what lies inside a bucket, or so far below the largest magnitude that
+no bucket has it. Where that is much, as in float32, the line is sorted as a whole.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wkernels.cpu.differences import bucket_keys, largest_bits
+from wkernels.cpu.elements import read
+from wkernels.cpu.jit import bare_kernel, inlined, inner
+from wkernels.cpu.masks import magnitudes, read_base, subtract
+from wkernels.cpu.parallel import over_ranges
+from wkernels.cpu.pointers import Pointers
+from wkernels.cpu.selection import compute_type
+from wkernels.cpu.vectors import TURN
+
+BUCKETS = 1024
+"""128 for each power of two below a line's largest magnitude; what is smaller is in the first."""
+
+FEW = 64
+"""So many numbers inside buckets are sorted by themselves."""
+
+AGAIN = 31
+"""Lines that are sorted after one of which more is inside buckets, until one is tried again."""
+
+_WITHIN = np.uint32(0xFFFF)
+_16, _32, _11 = np.uint32(16), np.uint64(32), np.uint64(11)
+
+
+def rank_chances(
+    row: Pointers,
+    base: Pointers,
+    n: int,
+    shape: tuple[int, int, int],
+    density: float,
+    epsilon: float,
+    out: np.ndarray,
+    *,
+    threads: int,
+) -> None:
+    """``out[k]`` (float32): the chance of an element to be kept, by its rank in its line.
+
+    The row is seen as ``shape`` (outer, length, inner); lines run along ``length``. Ranks are those
+    of the magnitudes of ``row - base``, smallest first, equal ones in the order of their places,
+    scaled to 0 ... 1 (0.5 in lines of one element): ``density + epsilon * (2 * rank - 1)``.
+    """
+    compute = compute_type(row, base)
+    outer, length, depth = shape
+    assert outer * length * depth == n
+    scaled = np.zeros(1) if length == 1 else 2.0 * np.arange(length) / (length - 1) - 1.0
+    table = (density + epsilon * scaled).astype(np.float32)
+
+    def work(start: int, stop: int) -> None:
+        sizes = np.empty(length * depth, np.float32)
+        _rank_chances(
+            row, base, depth, start, stop, table, *np.zeros((2, length * depth), compute), sizes,
+            sizes.view(np.uint32), np.empty(length, np.uint32), np.empty(length, np.uint16),
+            *np.empty((2, length), np.uint64), np.empty(2 * BUCKETS, np.uint32),
+            np.empty((3, 2048), np.int64), out,
+        )  # fmt: skip
+
+    least = max(1, (1 << 14) // max(length, 1))
+    over_ranges(work, outer * depth, step=1, threads=threads, least=least)
+
+
+@bare_kernel
+def _rank_chances(
+    row, origin, depth, first, last, table, values, base, sizes, bits, gathered, keys, packed,
+    spare, counts, digits, out,
+):  # fmt: skip
+    length = table.size
+    lines = length * depth
+    loaded = np.int64(-1)
+    hopeless = 0  # lines that are sorted without a look at them
+    for line in range(first, last):
+        outer, place = line // depth, line % depth
+        if outer != loaded:
+            read(row.codes[0], row.addresses[0], outer * lines, values, lines)
+            read_base(origin, outer * lines, lines, base)
+            subtract(values, base)
+            magnitudes(values, sizes)
+            loaded = outer
+        if depth > 1:
+            for k in range(length):
+                gathered[k] = bits[k * depth + place]
+        line_bits = gathered if depth > 1 else bits
+        target = out[outer * lines + place :]
+        if hopeless > 0:
+            hopeless -= 1
+        else:
+            _bucket(line_bits, keys)
+            n_within = _count(keys, counts, packed)
+            if n_within <= FEW:
+                _rank_few(line_bits, keys, counts, packed[:n_within], table, depth, target)
+                continue
+            hopeless = AGAIN
+        _sort(line_bits, spare, packed, digits)
+        for rank in range(length):
+            target[_index(packed[rank]) * depth] = table[rank]
+
+
+@inner
+def _pack(bits, k):
+    """In the order of magnitudes, equal ones in that of their places."""
+    return (np.uint64(bits) << _32) | np.uint64(k)
+
+
+@inner
+def _index(packed):
+    return np.int64(packed & np.uint64(0xFFFFFFFF))
+
+
+@inner
+def _bucket(bits, keys):
+    """``2 * bucket`` of numbers that a bucket begins with (0 in the first), 1 more of others."""
+    whole = bits.size - bits.size % TURN
+    largest = largest_bits(bits.ctypes.data, whole)
+    for k in range(whole, bits.size):
+        largest = max(largest, np.int32(bits[k]))
+    lowest = np.int32((largest >> 16) - (BUCKETS - 1))
+    bucket_keys(bits.ctypes.data, whole, lowest, keys.ctypes.data)
+    for k in range(whole, bits.size):
+        bucket = max(np.int64(bits[k] >> _16) - lowest, 0)
+        begins = bits[k] & _WITHIN == 0 if bucket > 0 else bits[k] == 0
+        keys[k] = np.uint16(2 * bucket + (0 if begins else 1))
+
+
+@inner
+def _count(keys, counts, within):
+    """``counts``: for each key, how many elements have a smaller one. Returns how many keys are
+    odd; their places are at the start of ``within``."""
+    counts[:] = 0
+    n_within = np.int64(0)
+    for k in range(keys.size):
+        counts[keys[k]] += np.uint32(1)
+        within[n_within] = np.uint64(k)
+        n_within += np.int64(keys[k] & np.uint16(1))
+    total = np.uint32(0)
+    for key in range(counts.size):
+        count = counts[key]
+        counts[key] = total
+        total += count
+    return n_within
+
+
+@inlined
+def _rank_few(bits, keys, counts, within, table, depth, target):
+    for k in range(keys.size):
+        rank = counts[keys[k]]
+        counts[keys[k]] = rank + np.uint32(1)
+        target[k * depth] = table[rank]
+    for j in range(within.size):
+        within[j] = _pack(bits[_index(within[j])], _index(within[j]))
+    _insert(within)
+    rank = np.uint32(0)
+    last = np.int64(-1)
+    for j in range(within.size):
+        k = _index(within[j])
+        if keys[k] != last:  # after all that its bucket begins with
+            rank = counts[keys[k] - 1]
+            last = keys[k]
+        target[k * depth] = table[rank]
+        rank += np.uint32(1)
+
+
+@inner
+def _insert(packed):
+    """Sorts by insertion."""
+    for rank in range(1, packed.size):
+        item = packed[rank]
+        at = rank
+        while at > 0 and packed[at - 1] > item:
+            packed[at] = packed[at - 1]
+            at -= 1
+        packed[at] = item
+
+
+@inner
+def _sort(bits, spare, packed, counts):
+    """``packed``: all of a line, ascending, by a stable radix sort."""
+    digit = np.uint64(2047)
+    counts[:] = 0
+    for k in range(bits.size):
+        key = np.uint64(bits[k])
+        spare[k] = _pack(bits[k], k)
+        for d in range(3):
+            counts[d, np.int64((key >> (_11 * np.uint64(d))) & digit)] += 1
+    for d in range(3):
+        total = 0
+        for b in range(2048):
+            count = counts[d, b]
+            counts[d, b] = total
+            total += count
+        shift = _32 + _11 * np.uint64(d)
+        source, target = (spare, packed) if d != 1 else (packed, spare)
+        for k in range(bits.size):
+            b = np.int64((source[k] >> shift) & digit)
+            target[counts[d, b]] = source[k]
+            counts[d, b] += 1
