@@ -59,7 +59,7 @@ class Bench:
 
     def __init__(self, zoo: wspace.Zoo, work: Path) -> None:
         self.zoo, self.out = zoo, work / "out"
-        self.shards = [Path(file) for member in zoo.members for file in member.files]
+        self.shards = [Path(str(file)) for member in zoo.members for file in member.files]
         self.weights = [1 / len(zoo)] * len(zoo)
         self.read_bytes = sum(path.stat().st_size for path in self.shards)
         self.write_bytes = self.read_bytes // len(zoo)
