@@ -31,17 +31,20 @@ ROUNDS = 15
 @contextmanager
 def without(*, checksums: bool):
     """No journal, and no checksums either unless asked for."""
-    seconds, add, of_all = writing.COMMIT_SECONDS, Blocks.add, Blocks.checksums
+    seconds, of_all = writing.COMMIT_SECONDS, Blocks.checksums
+    whole, parts = Blocks.add_whole, Blocks.add_parts
     commit = writing.CheckpointWriter._commit
     writing.COMMIT_SECONDS = float("inf")
     writing.CheckpointWriter._commit = lambda self, wait: None
     if not checksums:
-        Blocks.add = lambda self, shard, start, view: []
+        Blocks.add_whole = lambda self, shard, start, view: ([], [])
+        Blocks.add_parts = lambda self, shard, parts: []
         Blocks.checksums = lambda self: ({}, [])
     try:
         yield
     finally:
-        writing.COMMIT_SECONDS, Blocks.add, Blocks.checksums = seconds, add, of_all
+        writing.COMMIT_SECONDS, Blocks.checksums = seconds, of_all
+        Blocks.add_whole, Blocks.add_parts = whole, parts
         writing.CheckpointWriter._commit = commit
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,15 @@ from wspace.storage.journal import Block
 
 Place = tuple[int, int, int]
 """Of a tensor: its shard, the byte in the shard's file at which it starts, and its bytes."""
+
+
+class Part(NamedTuple):
+    """Of a block's bytes, those that a write holds."""
+
+    block: int  # byte in the shard's file at which it starts
+    nbytes: int  # of the block
+    start: int  # of the part, in the block
+    data: memoryview
 
 
 class Blocks:
@@ -61,15 +71,23 @@ class Blocks:
         if first < stop:
             yield first, stop
 
-    def add(self, shard: int, start: int, view: np.ndarray) -> list[Block]:
-        """Bytes that were written; the blocks that are finished by them."""
-        found = []
+    def add_whole(self, shard: int, start: int, view: np.ndarray) -> tuple[list[Block], list[Part]]:
+        """Bytes that are written: the blocks that lie in them whole, and parts of others."""
+        data, found, parts = memoryview(view), [], []
         for block, block_stop, part, stop in self._cut(shard, start, start + len(view)):
-            data = view[part - start : stop - start].data
-            nbytes = block_stop - block
-            digest = checksum(data) if len(data) == nbytes else self._joined(
-                (shard, block), nbytes, part - block, data
-            )  # fmt: skip
+            piece = data[part - start : stop - start]
+            if stop - part < block_stop - block:
+                parts.append(Part(block, block_stop - block, part - block, piece))
+                continue
+            digest = self._done[shard, block] = checksum(piece)
+            found.append(Block(shard, block, stop - part, digest))
+        return found, parts
+
+    def add_parts(self, shard: int, parts: Iterable[Part]) -> list[Block]:
+        """The blocks that are finished by these parts."""
+        found = []
+        for block, nbytes, start, data in parts:
+            digest = self._joined((shard, block), nbytes, start, data)
             if digest is not None:
                 self._done[shard, block] = digest
                 found.append(Block(shard, block, nbytes, digest))

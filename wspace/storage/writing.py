@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import threading
@@ -196,10 +197,12 @@ class CheckpointWriter:
 
     def _write(self, shard: int, position: int, view: np.ndarray) -> None:
         try:
+            with profiling.stage(profiling.CHECKSUM, len(view)):  # some of it is in a cache yet
+                blocks, parts = self._blocks.add_whole(shard, position, view)
             with profiling.stage(profiling.WRITE, len(view)):
                 self._files[shard].write(view, position)
-            with profiling.stage(profiling.CHECKSUM, len(view)):
-                blocks = self._blocks.add(shard, position, view)
+            with profiling.stage(profiling.CHECKSUM):
+                blocks += self._blocks.add_parts(shard, parts)  # the last one ends its block
             with self._lock:
                 self._finished += blocks
             if time.monotonic() - self._committed >= COMMIT_SECONDS:
@@ -248,43 +251,59 @@ class CheckpointWriter:
         tensors, missing = self._blocks.checksums()
         if missing:
             raise OutputError(f"{self.out}: tensor {missing[0]!r} was not written whole")
-        folder = self._partial.output
         try:
-            self._commit(wait=True)
             for shard in self._files:
                 shard.sync()
             self._close()
-            for file in folder.iterdir():  # what an earlier run may have added at this point
-                if file.name not in self._names:
-                    file.unlink()
-            if len(self._names) > 1:
-                weight_map = {name: self._names[place[0]] for name, place in self._places.items()}
-                index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
-                write_json(folder / INDEX, index)
-            for file in companions(donor):
-                shutil.copyfile(file, folder / file.name)
-            if (folder / "config.json").is_file():
-                mend_config(folder / "config.json", dtype)
-            for name, text in (files or {}).items():
-                (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
-            others = [file for file in sorted(folder.iterdir()) if file.name not in self._names]
-            of_files = dict(zip(self._names, self._headers, strict=True))
-            of_files |= {file.name: checksum(file.read_bytes()) for file in others}
-            made = {
-                **record,
-                "inputs": self._job["inputs"],
-                "fingerprint": digest_of(self._job),
-                "checksums": {
-                    "algorithm": ALGORITHM, "block": BLOCK, "tensors": tensors, "files": of_files,
-                },
-            }  # fmt: skip
-            write_json(folder / "wspace.json", made)
-            for file in (*others, folder / "wspace.json"):
-                flush(file)
-            self._partial.publish()
+            rest, self._finished = self._finished, []
+            try:
+                self._complete(donor, dict(record), tensors, dtype, files or {})
+            except BaseException:
+                with contextlib.suppress(OSError):  # for another run to go on from
+                    self._partial.add(rest)
+                raise
             self._published = True
         except OSError as error:
             raise OutputError(f"{self.out}: {error.strerror}") from error
+
+    def _complete(
+        self,
+        donor: Checkpoint,
+        record: dict[str, Any],
+        tensors: dict[str, str],
+        dtype: str | None,
+        files: Mapping[str, str],
+    ) -> None:
+        """Add what an output has besides its tensors, whose checksums are given; name it."""
+        folder = self._partial.output
+        for file in folder.iterdir():  # what an earlier run may have added at this point
+            if file.name not in self._names:
+                file.unlink()
+        if len(self._names) > 1:
+            weight_map = {name: self._names[place[0]] for name, place in self._places.items()}
+            index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
+            write_json(folder / INDEX, index)
+        for file in companions(donor):
+            shutil.copyfile(file, folder / file.name)
+        if (folder / "config.json").is_file():
+            mend_config(folder / "config.json", dtype)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+        others = [file for file in sorted(folder.iterdir()) if file.name not in self._names]
+        of_files = dict(zip(self._names, self._headers, strict=True))
+        of_files |= {file.name: checksum(file.read_bytes()) for file in others}
+        made = {
+            **record,
+            "inputs": self._job["inputs"],
+            "fingerprint": digest_of(self._job),
+            "checksums": {
+                "algorithm": ALGORITHM, "block": BLOCK, "tensors": tensors, "files": of_files,
+            },
+        }  # fmt: skip
+        write_json(folder / "wspace.json", made)
+        for file in (*others, folder / "wspace.json"):
+            flush(file)
+        self._partial.publish()
 
     def leave(self) -> None:
         """Journal this process's share, and let go of the output."""
