@@ -89,12 +89,12 @@ def test_a_small_step_survives():
     assert abs(found - ops.sketch(step).norm() / step.norm()) < 1e-9
 
 
-ROWS, KEYS = 5, 400
+ROWS, KEYS = 3, 250
 N = ROWS * SIZE
 
 
 def low_rank(seed):
-    left, right = make(N // 640, seed=seed), make(640, seed=seed + 1)
+    left, right = make(N // 512, seed=seed), make(512, seed=seed + 1)
     return torch.outer(left, right).flatten()
 
 
@@ -116,7 +116,7 @@ INPUTS = {  # two tensors each, some of them nothing like noise
 
 @pytest.mark.parametrize("name", INPUTS)
 def test_inner_products_have_the_stated_mean_and_spread(name):
-    """Over 400 keys; the standard deviation of the spread found is 3.5 % of it."""
+    """Over 250 keys; the standard deviation of the spread found is 4.5 % of it."""
     x, y = INPUTS[name]
     found = []
     for key in range(KEYS):
@@ -130,7 +130,7 @@ def test_inner_products_have_the_stated_mean_and_spread(name):
     variance = (squares[0] @ apart @ squares[1] + products @ apart @ products) / SIZE
     truth, spread = products.sum(), variance.sqrt()
     assert (found.mean() - truth).abs() < 4 * spread / KEYS**0.5
-    assert 0.85 * spread < (found - truth).square().mean().sqrt() < 1.15 * spread
+    assert 0.82 * spread < (found - truth).square().mean().sqrt() < 1.18 * spread
     assert spread <= ERROR * x.double().norm() * y.double().norm()
 
 

@@ -28,7 +28,7 @@ LEAST_WEIGHT = 0.02
 
 _TOLD = 1e-9  # of a squared length: all that sketches in float32 can tell
 _SHORTLIST = 64  # models whose products with each other are looked at
-_GAIN = 0.1  # share of what is left that a further model of a mix must explain
+_GAIN = 0.02  # share of what is left that a further model of a mix must explain
 
 Rows = Sequence[np.ndarray]
 """Sketches: float32 ``[SIZE]`` each."""
@@ -124,22 +124,44 @@ def origins(rows: Rows, row: np.ndarray, apart: np.ndarray, related: float) -> O
     origin = parent if parent is not None else int(apart.argmin())
     base, step = [rows[origin]], apart[origin] ** 2
     lengths = _products("l2", rows, base, [])[:, 0]
-    along = _products("dot", rows, [row], base)[:, 0]
+    along = (step + lengths - apart**2) / 2  # <row - origin, other - origin>
     scale = np.sqrt(lengths * step)
     cosines = np.divide(along, scale, out=np.zeros(len(rows)), where=scale > 0)
     children = [int(k) for k in near[sides < -0.5] if parent is None or along[k] >= step / 2]
-    chosen = np.flatnonzero((lengths > 0) & (np.arange(len(rows)) != origin))
-    chosen = chosen[(-np.abs(cosines[chosen])).argsort(kind="stable")][:_SHORTLIST]
-    weights, left = {}, step
-    if len(chosen) and step:
-        gram = _products("dot", [row, *[rows[i] for i in chosen]], None, base)
-        picked, factors, left = _pursue(gram)
-        weights = {int(chosen[k]): w for k, w in zip(picked, factors, strict=True)}
+    weights, left = _mix(rows, row, origin, lengths, cosines, step)
     weights[origin] = 1 - sum(weights.values())
     weights = {k: w for k, w in weights.items() if abs(w) >= LEAST_WEIGHT}
     alone = min([step, *[apart[k] ** 2 for k in weights]])
-    explained = 1 - left / alone if alone else 1.0
+    explained = max(0.0, 1 - left / alone) if alone else 1.0
     return Origins(origin, parent, children, cosines, weights, explained)
+
+
+def _mix(
+    rows: Rows, row: np.ndarray, origin: int, lengths: np.ndarray, cosines: np.ndarray, step: float
+) -> tuple[dict[int, float], float]:
+    """Factors of the others' differences from the origin, and the square of what they leave.
+
+    Only some of the rows are tried: those most in the direction of the model, and then those most
+    in the direction of what the first try left, in which a small part shows itself.
+    """
+    weights: dict[int, float] = {}
+    left, tried = step, np.empty(0, np.int64)
+    others = np.flatnonzero((lengths > 0) & (np.arange(len(rows)) != origin))
+    while len(others) and left > _TOLD * step and len(tried) < 2 * _SHORTLIST:
+        more = others[(-np.abs(cosines[others])).argsort(kind="stable")][:_SHORTLIST]
+        if set(more) <= set(tried):
+            break
+        tried = np.union1d(tried, more)
+        picked = [rows[i] for i in tried]
+        factors, left = _pursue(_products("dot", [row, *picked], None, [rows[origin]]))
+        weights = {int(tried[k]): w for k, w in factors.items()}
+        mixed = rows[origin].astype(np.float64)
+        for k, w in weights.items():
+            mixed += w * (rows[k].astype(np.float64) - rows[origin])
+        rest = (row - mixed + rows[origin]).astype(np.float32)
+        along = _products("dot", rows, [rest], [rows[origin]])[:, 0]
+        cosines = along / np.sqrt(np.where(lengths > 0, lengths, np.inf))
+    return weights, left
 
 
 def _sides(rows: Rows, row: np.ndarray, near: np.ndarray) -> np.ndarray:
@@ -152,10 +174,10 @@ def _sides(rows: Rows, row: np.ndarray, near: np.ndarray) -> np.ndarray:
     return np.array([np.median(ahead[k, others[k]]) for k in range(len(near))])
 
 
-def _pursue(gram: np.ndarray) -> tuple[list[int], list[float], float]:
+def _pursue(gram: np.ndarray) -> tuple[dict[int, float], float]:
     """The best few of the rows ``1 ..`` of a Gram matrix for its row 0.
 
-    Returns their places (from 0), their factors, and the square of what is left.
+    Returns their factors by their places (from 0), and the square of what is left.
     """
     target, products, between = gram[0, 0], gram[0, 1:], gram[1:, 1:]
     picked: list[int] = []
@@ -177,4 +199,4 @@ def _pursue(gram: np.ndarray) -> tuple[list[int], list[float], float]:
     kept = [k for k, factor in zip(picked, factors, strict=True) if abs(factor) >= LEAST_WEIGHT]
     if kept and len(kept) < len(picked):
         picked, (factors, left) = kept, fit(kept)
-    return picked, factors.tolist(), left
+    return dict(zip(picked, factors.tolist(), strict=True)), left
