@@ -16,7 +16,10 @@ LAYERS = [
     "wkernels.masks",
     "wkernels.selection",
     "wkernels.sketches",
+    "wkernels.cpu.parts",
+    "wkernels.cpu.machine_code",
     "wkernels.cpu.jit",
+    "wkernels.cpu.compiling",
     "wkernels.cpu.vectors",
     "wkernels.cpu.stores",
     "wkernels.cpu.row_sums",
@@ -163,8 +166,10 @@ LAYERS = [
     "wkernels.reference",  # last: only tests and benchmarks may use it
 ]
 
-# a device is asked for by its name, and a chunk is made of what a device holds
+# a device is asked for by its name, a chunk is made of what a device holds,
+# and kernels are compiled when they are called
 EXCEPTIONS = {
+    ("wkernels.cpu.jit", "wkernels.cpu.compiling"),  # where machine code is missing
     ("wspace.devices", "wspace.stream"),  # a type only
     ("wspace.devices", "wspace.cuda"),  # where a GPU is asked for
     ("wspace.devices", "wspace.several"),  # where several are

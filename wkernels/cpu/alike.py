@@ -9,9 +9,8 @@ and ``bypass`` are literals; ``base`` is None or, like ``out``, the address of i
 from __future__ import annotations
 
 import numpy as np
-from numba import from_dtype, types
-from numba.extending import intrinsic
 
+from wkernels.cpu.parts import intrinsic, types
 from wkernels.cpu.row_sums import chain, factors_at, starts_of
 from wkernels.cpu.stores import Output, all_finite
 from wkernels.cpu.vectors import FLOAT, Loop, lines
@@ -23,7 +22,7 @@ STAND_INS = {
 }
 """Arrays by whose type a kernel is compiled for one stored type."""
 
-_NAMES = {from_dtype(array.dtype): name for name, array in STAND_INS.items()}
+_NAMES = {array.dtype.name: name for name, array in STAND_INS.items()}
 
 
 class _Rows:
@@ -64,7 +63,7 @@ def add_rows(context, like, n_models, rows, first, n, base, factors, sums, ahead
 
     def generate(context, builder, signature, args):
         _, _, rows, first, n, origin, factors, sums, ahead = args
-        name, origin = _NAMES[like.dtype], None if base is types.none else origin
+        name, origin = _NAMES[str(like.dtype)], None if base is types.none else origin
         added = _Rows(builder, name, n_models.literal_value, rows, first, n, origin, factors, sums,
                       ahead, [])  # fmt: skip
         for line, vectors in lines(name):
@@ -86,7 +85,7 @@ def store_rows(context, like, n_models, bypass, rows, first, n, base, factors, s
 
     def generate(context, builder, signature, args):
         _, _, _, rows, first, n, origin, factors, sums, out, ahead = args
-        name, origin = _NAMES[like.dtype], None if base is types.none else origin
+        name, origin = _NAMES[str(like.dtype)], None if base is types.none else origin
         added = _Rows(builder, name, n_models.literal_value, rows, first, n, origin, factors, sums,
                       ahead, [Output.FIRST])  # fmt: skip
         output = Output(added.loop, *added.loop.totals, out, name, bypass=bypass.literal_value,

@@ -9,10 +9,11 @@ import numpy as np
 from wkernels.cpu.blocks import add_in_order, blocks_of
 from wkernels.cpu.differences import JOINS
 from wkernels.cpu.elements import write
-from wkernels.cpu.jit import bare_kernel, fma, inlined, inner
+from wkernels.cpu.jit import bare_kernel, fma
 from wkernels.cpu.kept import count_kept
 from wkernels.cpu.masks import COLUMNS, NONE, areas_of, masked, read_base, tables_of
 from wkernels.cpu.parallel import over_ranges
+from wkernels.cpu.parts import inlined, inner
 from wkernels.cpu.pointers import Pointers
 from wkernels.cpu.selection import compute_type
 from wkernels.cpu.vectors import TURN

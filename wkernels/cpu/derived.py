@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from wkernels.cpu.elements import read
-from wkernels.cpu.jit import fma, inner, kernel
+from wkernels.cpu.jit import fma, kernel
+from wkernels.cpu.parts import inner
 from wkernels.dtypes import CODES, FLOATS
 
 BLOCK = 1024

@@ -8,10 +8,8 @@ Arguments named after memory are int64 addresses, aligned to their elements.
 from __future__ import annotations
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
+from wkernels.cpu.parts import cgutils, intrinsic, types
 from wkernels.cpu.vectors import DOUBLE, FLOAT, INT, INT16, INT32, LANES, STORED, TURN, Loop, lanes
 
 _MAGNITUDE = 0x7FFFFFFF

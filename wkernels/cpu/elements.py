@@ -10,8 +10,8 @@ from wkernels.cpu.jit import (
     float32_from_bits,
     float32_from_half,
     half_from_float32,
-    inner,
 )
+from wkernels.cpu.parts import inner
 from wkernels.cpu.stores import STORES
 from wkernels.cpu.vectors import READS, TURN
 from wkernels.dtypes import CODES, FLOATS

@@ -1,93 +1,95 @@
-"""How the CPU kernels are compiled, and the few machine operations that numba does not name.
+"""Kernels for the CPU, and the few machine operations that numba does not name.
 
-The first use of a kernel compiles it (a second or two); the machine code is kept on disk, in a
-folder named after the sources of this package, so that a changed source is never run from an old
-cache (numba itself looks at one file only).
+The first use of a kernel with arguments of some types compiles it (a second or two); the machine
+code is kept on disk, and later processes load it without numba.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
-import tempfile
-from pathlib import Path
+import ctypes
+import struct
+from collections.abc import Callable, Iterable
+from operator import index
+from threading import Lock
+from typing import Any
 
-import numba
+import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
-from numba.np import arrayobj
 
-_HERE = Path(__file__).parent
+from wkernels.cpu import machine_code
+from wkernels.cpu.parts import Part, arrayobj, intrinsic, types
 
+Kind = str | tuple[str, int] | tuple[type, tuple["Kind", ...]]
+"""Of an argument: a type's name; an array's dtype and number of axes; a named tuple's class and the
+kinds of its items."""
 
-def _cache_folder() -> str:
-    digest = hashlib.sha256(numba.__version__.encode())
-    for source in sorted(_HERE.glob("*.py")):
-        digest.update(source.read_bytes())
-    name = f"wkernels-{digest.hexdigest()[:16]}"
-    if numba.config.CACHE_DIR:
-        return str(Path(numba.config.CACHE_DIR) / name)
-    if os.access(_HERE, os.W_OK):
-        return str(_HERE / "__pycache__" / name)
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    if os.access(Path(user).parent, os.W_OK):
-        return str(Path(user) / "wkernels" / name)
-    return str(Path(tempfile.gettempdir()) / f"wkernels-{os.getuid()}" / name)
+_compiling = Lock()
 
 
-_CACHE_FOLDER = _cache_folder()
+class Kernel:
+    """A function in numba's Python that is compiled, and runs without Python's lock.
 
-
-def kernel(function):
-    """Compile ``function`` without Python's lock held, and keep the machine code on disk."""
-    return _kept(function, counted=True)
-
-
-def bare_kernel(function):
-    """A kernel that allocates nothing: its work areas are arguments. See :func:`inner`."""
-    return _kept(function, counted=False)
-
-
-def _kept(function, *, counted: bool):
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, _CACHE_FOLDER
-    try:
-        compiled = numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=counted)(function)
-    finally:
-        numba.config.CACHE_DIR = before
-    one_at_a_time(compiled._cache._cache_file)
-    return compiled
-
-
-def one_at_a_time(cache) -> None:
-    """Let one process at a time add machine code to a kernel's cache.
-
-    numba counts a kernel's files, so that two processes that compile it at once, for different
-    types, would give theirs one name, and run each other's.
+    Arguments: contiguous arrays, ints (``np.uint64`` stays what it is), floats, bools, None, and
+    named tuples of these. Returns an int or None.
     """
-    save = cache.save
 
-    def locked(key, data) -> None:
-        with open(Path(cache._cache_path) / "lock", "w") as lock:  # noqa: PTH123
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            save(key, data)
+    def __init__(self, function: Callable, *, bare: bool = False) -> None:
+        self._function, self._bare = function, bare
+        self._name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+        self._loaded: dict[tuple[Kind, ...], machine_code.Function] = {}
+        self.__doc__ = function.__doc__
 
-    cache.save = locked
+    def __call__(self, *arguments: Any) -> Any:
+        words: list[int] = []
+        kinds = self._packed(arguments, words)
+        function = self._loaded.get(kinds) or self._load(kinds)
+        return function((ctypes.c_int64 * len(words))(*words))
+
+    def _packed(self, arguments: Iterable[Any], words: list[int]) -> tuple[Kind, ...]:
+        """Adds to ``words`` an array's address and shape, a tuple's items, another's value."""
+        kinds: list[Kind] = []
+        for argument in arguments:
+            if isinstance(argument, np.ndarray):
+                if not argument.flags.c_contiguous:
+                    raise TypeError(f"{self._name}: an array is not contiguous")
+                kinds.append((argument.dtype.str, argument.ndim))
+                words += (argument.ctypes.data, *argument.shape)
+            elif isinstance(argument, tuple):
+                kinds.append((type(argument), self._packed(argument, words)))
+            elif argument is None:
+                kinds.append("None")
+            elif isinstance(argument, (bool, np.bool_)):
+                kinds.append("bool")
+                words.append(int(argument))
+            elif isinstance(argument, float):
+                kinds.append("float")
+                words.append(struct.unpack("q", struct.pack("d", argument))[0])
+            else:
+                kinds.append("uint" if isinstance(argument, np.uint64) else "int")
+                words.append(index(argument))
+        return tuple(kinds)
+
+    def _load(self, kinds: tuple[Kind, ...]) -> machine_code.Function:
+        with _compiling:
+            if kinds not in self._loaded:
+                code = machine_code.load(self._name, kinds)
+                if code is None:
+                    from wkernels.cpu.compiling import compiled  # numba: where it must be
+
+                    code = compiled(self._function, kinds, bare=self._bare)
+                    machine_code.keep(self._name, kinds, code)
+                self._loaded[kinds] = machine_code.Function(code)
+            return self._loaded[kinds]
 
 
-def inner(function):
-    """Compile ``function`` into the kernels that call it.
-
-    It allocates nothing, so that it need not count who holds an array: counting is atomic, and took
-    most of the time of loops over short slices.
-    """
-    return numba.njit(nogil=True, error_model="numpy", _nrt=False)(function)
+def kernel(function: Callable) -> Kernel:
+    """See :class:`Kernel`."""
+    return Kernel(function)
 
 
-def inlined(function):
-    """The same, never called: for what takes many arrays, whose passing takes time, a few times."""
-    return numba.njit(nogil=True, error_model="numpy", _nrt=False, forceinline=True)(function)
+def bare_kernel(function: Callable) -> Kernel:
+    """A kernel that allocates nothing: its work areas are arguments. See ``parts.inner``."""
+    return Kernel(function, bare=True)
 
 
 @intrinsic
@@ -122,19 +124,21 @@ def fma(context, a, b, c):
     return a(a, a, a), generate
 
 
-def _bitcast(source, target):
+def _bitcast(source: str, target: str) -> Part:
     @intrinsic
     def cast(context, value):
-        def generate(context, builder, signature, args):
-            return builder.bitcast(args[0], context.get_value_type(target))
+        to = getattr(types, target)
 
-        return target(source), generate
+        def generate(context, builder, signature, args):
+            return builder.bitcast(args[0], context.get_value_type(to))
+
+        return to(getattr(types, source)), generate
 
     return cast
 
 
-float32_from_bits = _bitcast(types.uint32, types.float32)
-bits_of_float32 = _bitcast(types.float32, types.uint32)
+float32_from_bits = _bitcast("uint32", "float32")
+bits_of_float32 = _bitcast("float32", "uint32")
 
 
 @intrinsic

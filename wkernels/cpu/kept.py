@@ -6,7 +6,7 @@ import numpy as np
 
 from wkernels.cpu.blocks import add_in_order, blocks_of
 from wkernels.cpu.elements import read
-from wkernels.cpu.jit import bare_kernel, inner
+from wkernels.cpu.jit import bare_kernel
 from wkernels.cpu.masks import (
     COLUMNS,
     NONE,
@@ -19,6 +19,7 @@ from wkernels.cpu.masks import (
     trimmed,
 )
 from wkernels.cpu.parallel import over_ranges
+from wkernels.cpu.parts import inner
 from wkernels.cpu.pointers import Pointers
 from wkernels.cpu.selection import compute_type
 from wkernels.masks import Mask

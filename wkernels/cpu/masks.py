@@ -9,7 +9,7 @@ import numpy as np
 from wkernels import masks
 from wkernels.cpu.differences import TRIMS
 from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, WIDTHS, read
-from wkernels.cpu.jit import inlined, inner
+from wkernels.cpu.parts import inlined, inner
 from wkernels.cpu.pointers import Pointers
 from wkernels.cpu.vectors import TURN
 

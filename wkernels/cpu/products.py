@@ -6,8 +6,9 @@ import numpy as np
 
 from wkernels.cpu.blocks import add_in_order, blocks_of
 from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, WIDTHS, read, read_widened
-from wkernels.cpu.jit import inner, kernel
+from wkernels.cpu.jit import kernel
 from wkernels.cpu.parallel import over_ranges
+from wkernels.cpu.parts import inner
 from wkernels.cpu.pointers import Pointers
 from wkernels.cpu.tiles import LANES, SIDE, WIDENS, tile_dot, tile_dot_upper, tile_l1, tile_l2
 from wkernels.cpu.vectors import TURN

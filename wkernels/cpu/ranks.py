@@ -12,9 +12,10 @@ import numpy as np
 
 from wkernels.cpu.differences import bucket_keys, largest_bits
 from wkernels.cpu.elements import read
-from wkernels.cpu.jit import bare_kernel, inlined, inner
+from wkernels.cpu.jit import bare_kernel
 from wkernels.cpu.masks import magnitudes, read_base, subtract
 from wkernels.cpu.parallel import over_ranges
+from wkernels.cpu.parts import inlined, inner
 from wkernels.cpu.pointers import Pointers
 from wkernels.cpu.selection import compute_type
 from wkernels.cpu.vectors import TURN

@@ -7,10 +7,8 @@ time, and 41 against 30 in float32.
 from __future__ import annotations
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
+from wkernels.cpu.parts import cgutils, intrinsic, types
 from wkernels.cpu.vectors import BYTES, FLOAT, INT, INT32, LANES, STORED, TURN, Loop, lanes
 
 SIDE = 4

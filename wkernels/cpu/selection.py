@@ -11,9 +11,10 @@ import numpy as np
 
 from wkernels.cpu.blocks import blocks_of
 from wkernels.cpu.elements import read
-from wkernels.cpu.jit import inner, kernel
+from wkernels.cpu.jit import kernel
 from wkernels.cpu.masks import BITS, magnitudes, subtract
 from wkernels.cpu.parallel import over_ranges
+from wkernels.cpu.parts import inner
 from wkernels.cpu.pointers import Pointers
 
 COLUMNS = 2048

@@ -7,8 +7,9 @@ import numpy as np
 from wkernels.cpu.blocks import BLOCK
 from wkernels.cpu.differences import SIFTS
 from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, WIDTHS, read
-from wkernels.cpu.jit import bare_kernel, inlined, inner, kernel
+from wkernels.cpu.jit import bare_kernel, kernel
 from wkernels.cpu.masks import magnitudes, read_base, subtract
+from wkernels.cpu.parts import inlined, inner
 from wkernels.cpu.vectors import LANES, TURN
 from wkernels.selection import ALL
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from wkernels import masks
 from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, WIDTHS, read
-from wkernels.cpu.jit import inner, kernel
+from wkernels.cpu.jit import kernel
 from wkernels.cpu.parallel import over_ranges
+from wkernels.cpu.parts import inner, intrinsic, types
 from wkernels.cpu.pointers import Pointers
 from wkernels.cpu.vectors import DOUBLE, INT, LANES, STORED, TURN, Loop, lanes
 from wkernels.sketches import OFFSETS, SIZE, WORD, Runs, SketchSums

@@ -6,8 +6,9 @@ import numpy as np
 
 from wkernels.cpu.blocks import add_in_order, blocks_of
 from wkernels.cpu.elements import read
-from wkernels.cpu.jit import inner, kernel
+from wkernels.cpu.jit import kernel
 from wkernels.cpu.parallel import over_ranges
+from wkernels.cpu.parts import inner
 from wkernels.cpu.pointers import Pointers
 from wkernels.moments import CHANGED, MAX_ABS, NON_FINITE, SUM, SUM2, SUM3, SUM4, N
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
+from wkernels.cpu.parts import intrinsic, types
 from wkernels.cpu.vectors import BYTES, FLOAT, INT16, INT32, LANES, STORED, Loop, lanes, lines
 
 _ROUNDS_TO_INF = {"float32": 0x7F800000, "bfloat16": 0x7F7F8000, "float16": 0x477FF000}

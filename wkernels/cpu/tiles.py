@@ -7,10 +7,8 @@ fixed here and not by a compiler's vectoriser: the bits are the same on every pr
 from __future__ import annotations
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
+from wkernels.cpu.parts import cgutils, intrinsic, types
 from wkernels.cpu.row_sums import starts_of
 from wkernels.cpu.vectors import DOUBLE, FLOAT, STORED, TURN, Loop, fetch, lanes
 from wkernels.cpu.vectors import LANES as FLOAT_LANES

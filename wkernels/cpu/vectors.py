@@ -14,9 +14,8 @@ after memory are int64 addresses, aligned to their elements.
 from __future__ import annotations
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
+
+from wkernels.cpu.parts import cgutils, intrinsic, types
 
 TURN = 64
 """Elements a turn; callers do what is left over."""

@@ -6,8 +6,9 @@ import numpy as np
 
 from wkernels.cpu.alike import STAND_INS, add_rows, store_rows
 from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, read, write
-from wkernels.cpu.jit import fma, inner, kernel
+from wkernels.cpu.jit import fma, kernel
 from wkernels.cpu.parallel import over_ranges
+from wkernels.cpu.parts import inner
 from wkernels.cpu.pointers import Pointers
 from wkernels.cpu.row_sums import GROUPS, MIXES, SIDE
 from wkernels.cpu.stores import fence

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,41 +107,6 @@ def team_of(options: argparse.Namespace) -> Iterator[Team]:
 def note(options: argparse.Namespace, text: str) -> None:
     if not options.quiet:
         print(printable(text), file=sys.stderr)
-
-
-Run = Callable[[argparse.Namespace], None]
-
-
-def of_files(run: Run) -> Run:
-    """A command that only reads and writes files, and shall not start up for longer than that.
-
-    The garbage collector would look again and again through what numba keeps for good.
-    """
-
-    @wraps(run)
-    def started(options: argparse.Namespace) -> None:
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
-            _load_numba()
-            run(options)
-        finally:
-            if collecting:
-                gc.enable()
-
-    return started
-
-
-def _load_numba() -> None:
-    """Without SciPy, whose BLAS no kernel uses: looking for it takes as long as all the rest."""
-    hidden = "scipy.linalg" not in sys.modules
-    if hidden:
-        sys.modules["scipy.linalg"] = None  # pyright: ignore[reportArgumentType]
-    try:
-        import numba.np.arraymath  # noqa: F401
-    finally:
-        if hidden:
-            del sys.modules["scipy.linalg"]
 
 
 def device_of(options: argparse.Namespace, job: Job, team: Team = ALONE) -> str:
