@@ -82,6 +82,7 @@ def test_what_is_right_is_read(target):
 FOUND = {
     "an alias of a mapping in its own sweep": "a:\n  b: &x\n  - - *x\n    - *x\nc:\n  sweep:\n"
     "  - *x\n  - 2\n",
+    "an alias in its own list, in a sweep": "a:\n  sweep:\n  - &x\n    - *x\n  - *x\n",
     "a sweep that ends with an alias": "a: &x 1\nb:\n  w:\n    sweep:\n    - 2\n    - *x\n  z: 1\n",
     "a NUL": "a: 1\n---\nb: \0",
     "a line break in a model": "merge_method: linear\nmodels:\n- model: 'a\n\n    b'\n",

@@ -174,7 +174,7 @@ def _end(node: yaml.Node, text: str) -> int:
     while isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
         parts = [part for item in node.value for part in (item if type(item) is tuple else [item])]
         *before, last = parts
-        least = max([node.start_mark.index, *(part.end_mark.index for part in before)])
+        least = max([node.start_mark.index + 1, *(part.end_mark.index for part in before)])
         if last.start_mark.index < least:  # an alias, which has the place of its anchor
             return len(text[: node.end_mark.index].rstrip())
         node = last
