@@ -130,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(404, b"none")
 
     def send_file(self, file, request, fault):
-        content, status = file.read_bytes(), file.stat()
+        status = file.stat()
         etag = f'"{status.st_size}-{status.st_mtime_ns}"'
         wanted = self.headers.get("If-Match", etag)
         if self.of.checks_etags and wanted != etag:
@@ -138,16 +138,18 @@ class _Handler(BaseHTTPRequestHandler):
             return
         headers = {"ETag": etag, "Accept-Ranges": "bytes"}
         if request.start is None or fault == "whole":
-            self.answer(200, content, headers)
+            self.answer(200, file.read_bytes(), headers)
             return
-        part = content[request.start : request.stop]
+        with file.open("rb") as opened:
+            opened.seek(request.start)
+            part = opened.read(request.stop - request.start)
         if not part:
             self.answer(416, b"")
             return
         if fault == "short":
             part = part[: len(part) // 2]
         last = request.start + len(part) - 1
-        headers["Content-Range"] = f"bytes {request.start}-{last}/{len(content)}"
+        headers["Content-Range"] = f"bytes {request.start}-{last}/{status.st_size}"
         if fault == "cut":
             self.answer(206, part[: len(part) // 2], headers, length=len(part))
             self.close()
