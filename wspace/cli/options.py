@@ -25,7 +25,7 @@ def add_zoo(parser: argparse.ArgumentParser) -> None:
     """The models, their base, and the filters."""
     parser.add_argument(
         "models", nargs="+", metavar="MODEL",
-        help="a folder or file of weights, a quoted pattern, or a Hub id",
+        help="a folder or file of weights, a quoted pattern, a Hub id, or a URL (hf, s3, https)",
     )  # fmt: skip
     parser.add_argument("--base", help="what the models were tuned from; the origin of all angles")
     parser.add_argument(
