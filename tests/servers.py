@@ -37,7 +37,7 @@ class Log:
         request = Request(method, path, start, stop)
         with self._lock:
             self.requests.append(request)
-            return request, self.fault(request)
+        return request, self.fault(request)
 
     def ranges(self, suffix=".safetensors"):
         """Those of files of weights, in the order of their bytes."""
@@ -50,13 +50,13 @@ class Log:
 
 def first(n, kind):
     """The first ``n`` ranges of weights fail."""
-    left = [n]
+    kinds, lock = iter([kind] * n), threading.Lock()
 
     def fault(request):
-        if request.start is None or not request.path.endswith(".safetensors") or not left[0]:
+        if request.start is None or not request.path.endswith(".safetensors"):
             return None
-        left[0] -= 1
-        return kind
+        with lock:
+            return next(kinds, None)
 
     return fault
 
