@@ -238,14 +238,14 @@ def test_results_are_written_from_where_they_are(tmp_path, monkeypatch, dtype):
     for model in range(2):
         tensors = {name: torch.full((n,), model + 1.0) for name, n in sizes.items()}
         save(tmp_path / f"run-{model}", {name: t.bfloat16() for name, t in tensors.items()})
-    direct, write_pages = [], files._write_pages
+    direct, write_pages = [], files.OutputFile._write_pages
 
-    def record(descriptor, view, position):
+    def record(file, view, position):
         if position:  # not the header
             direct.append(view.ctypes.data % files.PAGE)
-        write_pages(descriptor, view, position)
+        write_pages(file, view, position)
 
-    monkeypatch.setattr(files, "_write_pages", record)
+    monkeypatch.setattr(files.OutputFile, "_write_pages", record)
     zoo = ws.open_zoo(f"{tmp_path}/run-*")
     outs = ws.merge(zoo, [[0.5, 0.5], [0.25, 0.75]], outs_of(tmp_path, 2), dtype=dtype)
     for out, value in zip(outs, (1.5, 1.75), strict=True):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import count, groupby
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -105,6 +105,21 @@ Places = Sequence[tuple[str, int]]
 it starts."""
 
 
+class Sink(Protocol):
+    """Takes the results of chunks."""
+
+    def positions(self, plan: ChunkPlan, dtype: str) -> list[int]:
+        """Where in its file each mix's row would start, if all of it went where most of it goes."""
+        ...
+
+    def __call__(
+        self, chunk: Chunk, buffer: np.ndarray, starts: Sequence[int], dtype: str
+    ) -> list[Future[None]]:
+        """``starts``: of the mixes' rows in the buffer, which is theirs until all futures are
+        done."""
+        ...
+
+
 class FileSink:
     """Writes each mix's row to its checkpoint, neighbouring tensors in one piece."""
 
@@ -120,7 +135,6 @@ class FileSink:
         return futures
 
     def positions(self, plan: ChunkPlan, dtype: str) -> list[int]:
-        """Where in its file each mix's row would start, if all of it went where most of it goes."""
         found = []
         for places, writer in self._outputs:
             longest = max(_runs(plan, dtype, places, writer), key=lambda run: run[3])
@@ -159,7 +173,7 @@ class Job(NamedTuple):
 
     mixes: Mixes
     dtype: str | None  # None: see output_dtype
-    sink: FileSink = FileSink(())
+    sink: Sink = FileSink(())
 
 
 def rows_of(jobs: Sequence[Job]) -> tuple[int, ...]:
@@ -175,7 +189,7 @@ def run_mixes(
     plans: Sequence[ChunkPlan],
     worker: Device,
     dtype: str | None,
-    sink: FileSink,
+    sink: Sink,
     progress: Progress | None,
     allow_non_finite: bool,
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -18,7 +18,7 @@ from wspace.merging import needed
 from wspace.placement import choose, mixes_job
 from wspace.sizes import parse_bytes
 from wspace.storage.headers import KERNEL_NAMES
-from wspace.stream import Chunk, Progress, Stream, chunk_elements, plan_chunks
+from wspace.stream import Chunk, ChunkPlan, Progress, Stream, chunk_elements, plan_chunks
 from wspace.weights import check_weights
 from wspace.zoo import Zoo
 
@@ -50,16 +50,27 @@ def mix_into(
     dtype = kinds.pop() if len(kinds) == 1 else "float32"
     worker = device_named(choose(device, mixes_job(zoo, len(chosen.rows), 1)).name)
     plans = plan_mixes(zoo, chosen, worker, parse_bytes(memory), dtype)
+    run_mixes(zoo, chosen, plans, worker, dtype, _Loader(zoo, targets), progress, allow_non_finite)
+    return untouched
 
-    def load(chunk: Chunk, buffer: np.ndarray, starts: Sequence[int], code: str) -> list[Future]:
-        values = torch.from_numpy(buffer[starts[0] :]).view(getattr(torch, KERNEL_NAMES[code]))
+
+class _Loader:
+    """Takes a mix, and copies it into a module's tensors."""
+
+    def __init__(self, zoo: Zoo, targets: Mapping[str, torch.Tensor]) -> None:
+        self._zoo, self._targets = zoo, targets
+
+    def positions(self, plan: ChunkPlan, dtype: str) -> list[int]:
+        return [0]
+
+    def __call__(
+        self, chunk: Chunk, buffer: np.ndarray, starts: Sequence[int], dtype: str
+    ) -> list[Future]:
+        values = torch.from_numpy(buffer[starts[0] :]).view(getattr(torch, KERNEL_NAMES[dtype]))
         for piece in chunk.plan.pieces:
-            target = targets[zoo.tensors[piece.tensor].name].view(-1)
+            target = self._targets[self._zoo.tensors[piece.tensor].name].view(-1)
             target[piece.start : piece.stop].copy_(values[piece.at :][: piece.stop - piece.start])
         return []
-
-    run_mixes(zoo, chosen, plans, worker, dtype, load, progress, allow_non_finite)
-    return untouched
 
 
 def _targets(module: torch.nn.Module, zoo: Zoo) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:

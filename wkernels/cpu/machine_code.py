@@ -6,14 +6,17 @@ the code depends on: the sources of this package, the compiler and the processor
 
 from __future__ import annotations
 
+import builtins
 import ctypes
 import hashlib
 import os
+import sys
 import tempfile
 from functools import cache
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llvmlite import binding
 
@@ -25,43 +28,9 @@ was raised goes, the argument. Returns a status. Python's lock is not held meanw
 
 _DONE = (0, -2)  # with a result, and with None
 
-_SCRATCH = """
-declare ptr @malloc(i64)
-declare void @free(ptr)
-
-define ptr @NRT_MemInfo_alloc_aligned(i64 %size, i32 %align) {
-  %wide = zext i32 %align to i64
-  %slack = add i64 %wide, 48
-  %total = add i64 %size, %slack
-  %info = call ptr @malloc(i64 %total)
-  %failed = icmp eq ptr %info, null
-  br i1 %failed, label %none, label %made
-made:
-  %start = ptrtoint ptr %info to i64
-  %least = add i64 %start, %slack
-  %mask = sub i64 0, %wide
-  %aligned = and i64 %least, %mask
-  %data = inttoptr i64 %aligned to ptr
-  call void @llvm.memset.p0.i64(ptr %info, i8 0, i64 48, i1 false)
-  store i64 1, ptr %info
-  %to_data = getelementptr i8, ptr %info, i64 24
-  store ptr %data, ptr %to_data
-  %to_size = getelementptr i8, ptr %info, i64 32
-  store i64 %size, ptr %to_size
-  ret ptr %info
-none:
-  ret ptr null
-}
-
-define void @NRT_MemInfo_call_dtor(ptr %info) {
-  call void @free(ptr %info)
-  ret void
-}
-
-declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
-"""
-"""What a kernel calls for its scratch arrays: the two functions of numba's runtime, which is not
-there. A count of references, destructor and its argument, data, size, allocator; then the data."""
+_RUNTIME = {"core.runtime._nrt_python": "NRT_", "_helperlib": "numba_"}
+"""Extension modules of numba's that hold what compiled code calls, and what the names there begin
+with; none needs the rest of numba."""
 
 
 class MachineCode(NamedTuple):
@@ -96,14 +65,32 @@ class Function:
 
 @cache
 def _engine():
+    for name, prefix in _RUNTIME.items():
+        for symbol, address in _extension(name).c_helpers.items():
+            binding.add_symbol(symbol if symbol.startswith("_") else prefix + symbol, address)
+    for name, thing in vars(builtins).items():
+        if isinstance(thing, type) and issubclass(thing, BaseException):
+            binding.add_symbol(f"PyExc_{name}", id(thing))  # as numba does
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     machine = binding.Target.from_triple(binding.get_process_triple()).create_target_machine(
         codemodel="jitdefault", jit=True
     )
-    scratch = binding.parse_assembly(_SCRATCH)
-    scratch.triple, scratch.data_layout = machine.triple, str(machine.target_data)
-    return binding.create_mcjit_compiler(scratch, machine)
+    return binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+
+
+def _extension(name: str) -> Any:
+    """An extension module of numba's, without importing numba; which finds it, should it come."""
+    whole = f"numba.{name}"
+    if whole not in sys.modules:
+        package = find_spec("numba")
+        assert package is not None and package.submodule_search_locations
+        folder = Path(package.submodule_search_locations[0], *name.split(".")[:-1])
+        spec = PathFinder.find_spec(whole, [str(folder)])
+        assert spec is not None and spec.loader is not None
+        sys.modules[whole] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[whole])
+    return sys.modules[whole]
 
 
 def load(kernel: str, kinds: object) -> MachineCode | None:

@@ -73,7 +73,7 @@ class Blocks:
 
     def add_whole(self, shard: int, start: int, view: np.ndarray) -> tuple[list[Block], list[Part]]:
         """Bytes that are written: the blocks that lie in them whole, and parts of others."""
-        data, found, parts = memoryview(view), [], []
+        data, found, parts = view.data, [], []
         for block, block_stop, part, stop in self._cut(shard, start, start + len(view)):
             piece = data[part - start : stop - start]
             if stop - part < block_stop - block:
@@ -127,3 +127,22 @@ class Blocks:
             start = end
             if start == stops[k]:
                 k += 1
+
+
+def blocks_within(
+    blocks: Iterable[Block], own: Mapping[str, tuple[int, int]], places: Mapping[str, Place]
+) -> list[Block]:
+    """Those that start inside ``own``: bytes of tensors, first and last, by name."""
+    runs: dict[int, list[tuple[int, int]]] = {}
+    for name, (start, stop) in own.items():
+        shard, first, _ = places[name]
+        runs.setdefault(shard, []).append((first + start, first + stop))
+    for shard in runs.values():
+        shard.sort()
+    found = []
+    for block in blocks:
+        of_shard = runs.get(block.shard, [])
+        k = bisect_right(of_shard, (block.start, 1 << 62)) - 1
+        if k >= 0 and block.start < of_shard[k][1]:
+            found.append(block)
+    return found

@@ -7,7 +7,6 @@ import json
 import shutil
 import threading
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +18,7 @@ from wspace import profiling
 from wspace.errors import OutputError
 from wspace.shares import WHOLE, Share
 from wspace.sizes import format_bytes
-from wspace.storage.blocks import Blocks, Place
+from wspace.storage.blocks import Blocks, Place, blocks_within
 from wspace.storage.checkpoints import INDEX, Checkpoint, open_checkpoint
 from wspace.storage.checksums import ALGORITHM, BLOCK, checksum
 from wspace.storage.companions import companions, mend_config, write_json
@@ -117,9 +116,14 @@ class CheckpointWriter:
 
     def restore(self, note: Note | None = None) -> None:
         """Read again what the journal says is finished, and keep what has its checksum."""
-        found = [block for block in self._partial.finished() if self._blocks.exists(block)]
+        try:
+            finished = self._partial.finished()
+        except OSError as error:
+            message = f"{self.out}: its journal cannot be read: {error.strerror}"
+            raise OutputError(message) from error
+        found = [block for block in finished if self._blocks.exists(block)]
         self._earlier = bool(found) if self._share.n > 1 else self.resumed
-        claimed = found if self._own is None else self._of_own(found)
+        claimed = found if self._own is None else blocks_within(found, self._own, self._places)
         same = list(self._pool.map(self._as_journaled, claimed))
         kept = [block for block, whole in zip(claimed, same, strict=True) if whole]
         self._blocks.restore(kept)
@@ -135,21 +139,6 @@ class CheckpointWriter:
                 f"{self.out}: going on from {format_bytes(done)} of {format_bytes(total)}{of_it}, "
                 f"checked{damaged if lost else ''}"
             )
-
-    def _of_own(self, blocks: Sequence[Block]) -> list[Block]:
-        """Those that this process would make."""
-        runs: list[list[tuple[int, int]]] = [[] for _ in self._files]
-        for name, (start, stop) in (self._own or {}).items():
-            shard, first, _ = self._places[name]
-            runs[shard].append((first + start, first + stop))
-        for shard in runs:
-            shard.sort()
-        own = []
-        for block in blocks:
-            k = bisect_right(runs[block.shard], (block.start, 1 << 62)) - 1
-            if k >= 0 and block.start < runs[block.shard][k][1]:
-                own.append(block)
-        return own
 
     def _as_journaled(self, block: Block) -> bool:
         try:
@@ -259,7 +248,8 @@ class CheckpointWriter:
             try:
                 self._complete(donor, dict(record), tensors, dtype, files or {})
             except BaseException:
-                with contextlib.suppress(OSError):  # for another run to go on from
+                # for another run to go on from; where only the name is missing, it is closed
+                with contextlib.suppress(OSError, ValueError):
                     self._partial.add(rest)
                 raise
             self._published = True
