@@ -14,6 +14,11 @@ FAULTS = ("drop", "cut", "short", "busy", "late")
 """No answer; less than promised; less than asked for; 503; none in time. All may pass."""
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # where it is full, connections are tried again after seconds
+
+
 class Request(NamedTuple):
     method: str
     path: str
@@ -71,8 +76,7 @@ class RangeServer:
         self.log = Log()
         self.late = 0.5  # seconds
         handler = type("Handler", (self.handler,), {"of": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         serve = self._server.serve_forever
         threading.Thread(target=serve, kwargs={"poll_interval": 0.02}, daemon=True).start()

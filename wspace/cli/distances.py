@@ -12,6 +12,7 @@ from wspace.cli.options import (
     device_of,
     note,
     note_zoo,
+    of_files,
     progress_bar,
     team_of,
     zoo_of,
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sums(parser)
 
 
+@of_files
 def run(options: argparse.Namespace) -> None:
     with team_of(options) as team:
         _run(options, team)

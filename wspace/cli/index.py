@@ -8,7 +8,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from wspace.cli.options import add_format, note, progress_bar
+from wspace.cli.options import add_format, note, of_files, progress_bar
 from wspace.cli.tables import show
 from wspace.errors import CheckpointError, WspaceError
 from wspace.sizes import format_bytes
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress, no notes")
 
 
+@of_files
 def run(options: argparse.Namespace) -> None:
     if options.n < 1 or not 0 <= options.within < math.inf:
         raise WspaceError("-n must be at least 1, and --within 0 or more")

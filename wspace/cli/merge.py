@@ -15,6 +15,7 @@ from wspace.cli.options import (
     device_said,
     note,
     note_zoo,
+    of_files,
     progress_bar,
     team_of,
     zoo_of,
@@ -83,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+@of_files
 def run(options: argparse.Namespace) -> None:
     with team_of(options) as team:
         if not options.profile:

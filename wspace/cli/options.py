@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,6 +109,29 @@ def team_of(options: argparse.Namespace) -> Iterator[Team]:
 def note(options: argparse.Namespace, text: str) -> None:
     if not options.quiet:
         print(printable(text), file=sys.stderr)
+
+
+Run = Callable[[argparse.Namespace], None]
+
+
+def of_files(run: Run) -> Run:
+    """A command that only reads and writes files: it makes little garbage, and collects none.
+
+    A collection may close sessions of remote file systems, which waits for their thread; that may
+    be waiting for a lock of the thread that collects.
+    """
+
+    @wraps(run)
+    def started(options: argparse.Namespace) -> None:
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            run(options)
+        finally:
+            if collecting:
+                gc.enable()
+
+    return started
 
 
 def device_of(options: argparse.Namespace, job: Job, team: Team = ALONE) -> str:
