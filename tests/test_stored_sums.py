@@ -1,10 +1,12 @@
-"""One mix of rows of one type, stored as it is summed: the bits are those of every other way."""
+"""Rows of one type, mixed or multiplied as they are stored: the bits of every other way."""
 
 import importlib
 
+import numpy as np
 import pytest
 import torch
 
+from tests.paths import Cpu
 from tests.sum_truth import chain, make, poisoned, same_bits, weights_for
 from wkernels import cpu, ops
 from wkernels.arguments import pointers_to
@@ -155,3 +157,15 @@ def test_other_types_are_summed_another_way(dtype, based, calls):
     ops.weighted_sum(x, weights.repeat(2, 1), base=base, out=two)
     assert same_bits(two, expected.repeat(2, 1))
     assert not calls
+
+
+def test_products_of_a_few_rows_are_those_among_more(dtype, based):
+    """Up to four rows are multiplied as they are stored, more through memory."""
+    x, base = make(5, 40001, dtype), make(1, 40001, dtype, seed=2)[0] if based else None
+    segments = np.array([[0, 37], [37, 37], [37, 16384 + 37], [16500, 40001]])
+    every = torch.zeros((4, 5, 5), dtype=torch.float64)
+    Cpu.products("dot", x, None, base, segments, every)
+    for n_rows in range(1, 5):
+        few = torch.zeros((4, n_rows, n_rows), dtype=torch.float64)
+        Cpu.products("dot", x[:n_rows], None, base, segments, few)
+        assert torch.equal(few, every[:, :n_rows, :n_rows])

@@ -8,12 +8,15 @@ and ``bypass`` are literals; ``base`` is None or, like ``out``, the address of i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from wkernels.cpu.parts import intrinsic, types
 from wkernels.cpu.row_sums import chain, factors_at, starts_of
 from wkernels.cpu.stores import Output, all_finite
 from wkernels.cpu.vectors import FLOAT, Loop, lines
+from wkernels.dtypes import FLOATS
 
 STAND_INS = {
     "float32": np.empty(0, np.float32),
@@ -22,7 +25,13 @@ STAND_INS = {
 }
 """Arrays by whose type a kernel is compiled for one stored type."""
 
-_NAMES = {array.dtype.name: name for name, array in STAND_INS.items()}
+NAMES = {array.dtype.name: name for name, array in STAND_INS.items()}
+
+
+def stand_in(codes: Iterable[int]) -> np.ndarray | None:
+    """That of the one type that all have; None if they have several, or one without vectors."""
+    different = set(codes)
+    return STAND_INS.get(list(FLOATS)[different.pop()]) if len(different) == 1 else None
 
 
 class _Rows:
@@ -63,7 +72,7 @@ def add_rows(context, like, n_models, rows, first, n, base, factors, sums, ahead
 
     def generate(context, builder, signature, args):
         _, _, rows, first, n, origin, factors, sums, ahead = args
-        name, origin = _NAMES[str(like.dtype)], None if base is types.none else origin
+        name, origin = NAMES[str(like.dtype)], None if base is types.none else origin
         added = _Rows(builder, name, n_models.literal_value, rows, first, n, origin, factors, sums,
                       ahead, [])  # fmt: skip
         for line, vectors in lines(name):
@@ -85,7 +94,7 @@ def store_rows(context, like, n_models, bypass, rows, first, n, base, factors, s
 
     def generate(context, builder, signature, args):
         _, _, _, rows, first, n, origin, factors, sums, out, ahead = args
-        name, origin = _NAMES[str(like.dtype)], None if base is types.none else origin
+        name, origin = NAMES[str(like.dtype)], None if base is types.none else origin
         added = _Rows(builder, name, n_models.literal_value, rows, first, n, origin, factors, sums,
                       ahead, [Output.FIRST])  # fmt: skip
         output = Output(added.loop, *added.loop.totals, out, name, bypass=bypass.literal_value,

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from wkernels.cpu.blocks import add_in_order, blocks_of
+from wkernels.cpu.alike import stand_in
+from wkernels.cpu.blocks import Blocks, add_in_order, blocks_of
 from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, WIDTHS, read, read_widened
 from wkernels.cpu.jit import kernel
 from wkernels.cpu.parallel import over_ranges
 from wkernels.cpu.parts import inner
 from wkernels.cpu.pointers import Pointers
-from wkernels.cpu.tiles import LANES, SIDE, WIDENS, tile_dot, tile_dot_upper, tile_l1, tile_l2
+from wkernels.cpu.tiles import (
+    LANES,
+    SIDE,
+    WIDENS,
+    dot_alike,
+    tile_dot,
+    tile_dot_upper,
+    tile_l1,
+    tile_l2,
+)
 from wkernels.cpu.vectors import TURN
 
 GROUP = 64
@@ -23,6 +33,12 @@ lie within first-level cache."""
 
 STRIDE = COLUMNS + LANES
 """Doubles from one row to the next: rows a page apart would fall on the same lines of the cache."""
+
+FEW = SIDE
+"""Rows whose products are summed in registers, straight from how they are stored."""
+
+AHEAD = 512
+"""Elements ahead of their use at which these are fetched."""
 
 WORKSPACE = 32 << 20
 """Bytes for the sums of blocks that wait to be added (at least one block's, however large)."""
@@ -49,6 +65,11 @@ def products(
     if any row is float64; everything after that in float64.
     """
     symmetric = columns is None
+    if op == "dot" and symmetric and len(rows) <= FEW:
+        like = stand_in([*rows.codes.tolist(), *base.codes.tolist()])
+        if like is not None:
+            _products_of_few(like, rows, base, blocks_of(segments), out, threads)
+            return
     others = rows if columns is None else columns
     blocks = blocks_of(segments)
     wide = any(part.compute is np.float64 for part in (rows, others, base))
@@ -79,6 +100,64 @@ def products(
         if symmetric:
             _mirror(partial)
         add_in_order(partial, blocks.segments[first : first + batch], out)
+
+
+def _products_of_few(
+    like: np.ndarray, rows: Pointers, base: Pointers, blocks: Blocks, out: np.ndarray, threads: int
+) -> None:
+    """``dot`` of up to ``FEW`` rows of one type with themselves, in the bits of ``_items``."""
+    partial = np.empty((len(blocks.ranges), len(rows), len(rows)))
+    origin = base.addresses[0] if len(base) else None
+
+    def work(start: int, stop: int) -> None:
+        _few(like, *rows, origin, blocks.ranges, start, stop, partial)
+
+    over_ranges(work, len(blocks.ranges), step=1, threads=threads, least=4)
+    _mirror(partial)
+    add_in_order(partial, blocks.segments, out)
+
+
+@kernel
+def _few(like, addresses, codes, base, ranges, first, last, partial):
+    n_rows, rows = addresses.size, addresses.ctypes.data
+    sums = np.zeros((SIDE, SIDE, LANES))
+    centred = np.empty((SIDE, TURN))
+    values, origins = np.empty(TURN, np.float32), np.empty(TURN, np.float32)
+    row_bytes, out_bytes = TURN * 8, SIDE * LANES * 8
+    origin = base
+    for block in range(first, last):
+        start, stop = ranges[block]
+        whole = stop - (stop - start) % TURN
+        if base is not None:
+            origin = base + start * like.itemsize
+        _dot_alike(like, n_rows, rows, start, whole - start, origin, sums.ctypes.data, out_bytes)
+        n = stop - whole
+        if n:
+            centred[:] = 0
+            if base is not None:
+                read(codes[0], base, whole, origins[:n], 0)
+            for i in range(n_rows):
+                read_widened(
+                    codes[0], addresses[i], whole, origins[:n], base is not None, values[:n],
+                    centred[i, :n], 0,
+                )  # fmt: skip
+            a = centred.ctypes.data
+            tile_dot_upper(a, a, row_bytes, row_bytes, sums.ctypes.data, out_bytes, rows, rows)
+        for i in range(n_rows):
+            for j in range(i, n_rows):
+                partial[block, i, j] = _total(sums[i, j])
+
+
+@inner
+def _dot_alike(like, n_rows, rows, first, n, base, out, out_bytes):
+    if n_rows == 4:
+        dot_alike(like, 4, rows, first, n, base, out, out_bytes, AHEAD)
+    elif n_rows == 3:
+        dot_alike(like, 3, rows, first, n, base, out, out_bytes, AHEAD)
+    elif n_rows == 2:
+        dot_alike(like, 2, rows, first, n, base, out, out_bytes, AHEAD)
+    elif n_rows == 1:
+        dot_alike(like, 1, rows, first, n, base, out, out_bytes, AHEAD)
 
 
 @kernel

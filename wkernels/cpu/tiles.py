@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from llvmlite import ir
 
+from wkernels.cpu.alike import NAMES
 from wkernels.cpu.parts import cgutils, intrinsic, types
 from wkernels.cpu.row_sums import starts_of
-from wkernels.cpu.vectors import DOUBLE, FLOAT, STORED, TURN, Loop, fetch, lanes
+from wkernels.cpu.vectors import DOUBLE, FLOAT, INT32, STORED, TURN, Loop, fetch, lanes
 from wkernels.cpu.vectors import LANES as FLOAT_LANES
 
 SIDE = 4
@@ -140,3 +141,49 @@ def _widen(name: str, based: bool):
 
 WIDENS = {(name, based): _widen(name, based) for name in STORED for based in (False, True)}
 """A call for four rows, not one: their slices and types would cost as much as their elements."""
+
+
+@intrinsic(prefer_literal=True)
+def dot_alike(context, like, n_rows, rows, first, n, base, out, out_row_bytes, ahead):
+    """``out[i, j, lane]``: what ``tile_dot_upper`` would add to zeros for up to ``SIDE`` rows.
+
+    ``like``, ``n_rows`` (a literal), ``rows``, ``first``, ``n`` (a multiple of ``TURN``), ``base``
+    and ``ahead`` are those of ``alike.add_rows``. The rows are taken as they are stored, widened
+    and multiplied in registers: through memory, that takes twice as long as the products.
+    """
+
+    def generate(context, builder, signature, args):
+        _, _, rows, first, n, origin, out, out_row_bytes, ahead = args
+        name, side = NAMES[str(like.dtype)], n_rows.literal_value
+        pairs = [(i, j) for i, j in _ALL if i <= j < side]
+        starts = starts_of(builder, rows, first, name, side)
+        loop = Loop(builder, n, [ir.Constant(_VECTOR, [0.0] * LANES)] * len(pairs))
+        totals = loop.totals
+        for start in starts if base is types.none else [*starts, origin]:
+            loop.fetch(start, name, ahead)
+        for k in range(TURN // FLOAT_LANES):
+            values = [loop.load_row(start, name, k) for start in starts]
+            if base is not types.none:
+                origins = loop.load_row(origin, name, k)
+                values = [builder.fsub(value, origins) for value in values]
+            for half in range(FLOAT_LANES // LANES):
+                which = ir.Constant(
+                    ir.VectorType(INT32, LANES), list(range(half * LANES, (half + 1) * LANES))
+                )
+                wide = [
+                    builder.fpext(builder.shuffle_vector(value, value, which), _VECTOR)
+                    for value in values
+                ]
+                totals = [
+                    _step(builder, "dot", wide[i], wide[j], total)
+                    for (i, j), total in zip(pairs, totals, strict=True)
+                ]
+        for (i, j), total in zip(pairs, loop.end(totals), strict=True):
+            address = builder.add(out, builder.mul(out_row_bytes, _INT(i)))
+            address = builder.add(address, _INT(8 * LANES * j))
+            stored = builder.store(total, builder.inttoptr(address, _VECTOR.as_pointer()))
+            stored.align = 8
+        return context.get_dummy_value()
+
+    three = [types.int64] * 3
+    return types.void(like, n_rows, *three, base, *three), generate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from wkernels.cpu.alike import STAND_INS, add_rows, store_rows
+from wkernels.cpu.alike import add_rows, stand_in, store_rows
 from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, read, write
 from wkernels.cpu.jit import fma, kernel
 from wkernels.cpu.parallel import over_ranges
@@ -13,7 +13,6 @@ from wkernels.cpu.pointers import Pointers
 from wkernels.cpu.row_sums import GROUPS, MIXES, SIDE
 from wkernels.cpu.stores import fence
 from wkernels.cpu.vectors import TURN
-from wkernels.dtypes import FLOATS
 from wkernels.mixes import MIXED
 
 BLOCK = 2048
@@ -82,10 +81,9 @@ def weighted_sum(
 def _stored_alike(
     rows: Pointers, base: Pointers, outs: Pointers, mixed: np.ndarray
 ) -> np.ndarray | None:
-    """The one type that all have, of ``STAND_INS``, where there is one output and it is a mix."""
+    """``alike.stand_in`` of all, where there is one output and it is a mix."""
     codes = {*rows.codes.tolist(), *base.codes.tolist(), *outs.codes.tolist()}
-    alike = len(codes) == len(outs) == len(mixed) == 1
-    return STAND_INS.get(list(FLOATS)[codes.pop()]) if alike else None
+    return stand_in(codes) if len(outs) == len(mixed) == 1 else None
 
 
 @kernel
