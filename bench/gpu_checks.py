@@ -47,6 +47,7 @@ def checks(
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         yield f"elementwise merge, {dtype}", _elementwise(device, dtype, long)
         yield f"statistics of choices, {dtype}", gpu_choices.statistics(device, dtype, long)
+    yield "chances by rank", gpu_choices.lines(device, long)
     for name in gpu_choices.RECIPES:
         yield f"recipe, {name}", gpu_choices.recipe(device, name)
     yield "state dicts", _tensors(device)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from wkernels import cpu, elementwise
 from wkernels.arguments import pointers_to
-from wkernels.gpu import kept, means, scores
+from wkernels.gpu import kept, means, ranks, scores
 from wspace.recipes import Problems, merge_recipe, parse_recipe, plan_recipe
 
 RECIPES = {
@@ -23,8 +23,14 @@ RECIPES = {
     "sce": "select_topk: 0.4",
     "ramplus_tl": "",
     "nearswap": "t: 0.01",
+    "della": "weight: 0.7, density: 0.5, epsilon: 0.1, rescale: true",
+    "della/paper": "weight: 0.7, density: 0.5, epsilon: 0.1",
+    "arcee_fusion": "",
+    "nuslerp": "weight: 0.7, nuslerp_flatten: false, nuslerp_row_wise: true",
 }
-"""Methods and their parameters; of nearswap one model, of the others three."""
+"""Methods and their parameters."""
+MODELS = {"nearswap": 1, "arcee_fusion": 1, "nuslerp": 2}
+"""So many; of the others three."""
 
 
 def statistics(device: torch.device, dtype: torch.dtype, n: int) -> Callable[[], None]:
@@ -72,13 +78,37 @@ def statistics(device: torch.device, dtype: torch.dtype, n: int) -> Callable[[],
     return check
 
 
+def lines(device: torch.device, n: int) -> Callable[[], None]:
+    """Chances by rank in lines of several kinds, the longest in parts that are merged."""
+
+    def check() -> None:
+        row, base = torch.randn((2, n), generator=torch.Generator().manual_seed(0)).bfloat16()
+        row[::3] = base[::3]
+        middle = n // 2 // 60 * 60
+        segments = np.array([[0, middle], [middle, n]])
+        for shape in ((middle // 60, 20, 3), (1, middle // 60, 60)):
+            shapes = [shape, (1, n - middle, 1)]
+            out = torch.full((2, 1, n), torch.nan)
+            there = out[1].to(device)
+            given = segments, shapes, [0.5], [0.2]
+            ranks.rank_chances([row.to(device)], base.to(device), *given, there)
+            for (start, stop), one in zip(segments.tolist(), shapes, strict=True):
+                cpu.rank_chances(
+                    *(pointers_to([t[start:stop]]) for t in (row, base)), stop - start, one,
+                    0.5, 0.2, out[0, 0, start:stop].numpy(), threads=torch.get_num_threads(),
+                )  # fmt: skip
+            assert torch.equal(out[0], there.cpu()), "chances by rank"
+
+    return check
+
+
 def recipe(device: torch.device, method: str) -> Callable[[], None]:
     """A whole recipe, from files to a file."""
 
     def check() -> None:
         with tempfile.TemporaryDirectory(prefix="wspace-bench-") as name:
             folder = Path(name)
-            n_models = 1 if method == "nearswap" else 3
+            n_models = MODELS.get(method, 3)
             _write(folder, n_models)
             lines = [f"merge_method: {method}", f"base_model: {folder}/base", "models:"]
             lines += [f"  - model: {folder}/run-{i}" for i in range(n_models)]

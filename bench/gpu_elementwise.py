@@ -1,6 +1,8 @@
-"""The benchmarks of methods that choose elements: thresholds, sums of what is kept, and joins."""
+"""The benchmarks of methods that choose elements: thresholds, ranks, sums, joins."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
@@ -9,17 +11,20 @@ from bench import truth
 from bench.gpu_cases import make_rows
 from bench.gpu_session import Arm, Session
 from wkernels import elementwise, reference
-from wkernels.gpu import consensus, kept, scores, selection
+from wkernels.gpu import columns, consensus, kept, ranks, scores, selection
 from wkernels.masks import DIGITS, Joint, Mask, no_mask
 
 N_ROWS = 8
 DENSITY = 0.3
+LINE = 4096
+"""Elements of a line that is ranked, and of a row of a matrix."""
 SMALLER = 8
 """Of rows: what is written by hand with torch has several temporary copies in float32."""
 
 
 def choices(session: Session) -> None:
-    """What ``ties``, ``dare`` and ``sce`` do with 8 rows and their base, bfloat16."""
+    """What ``ties``, ``dare`` and ``sce`` do with 8 rows and their base, bfloat16; ``della`` and
+    ``arcee_fusion`` with one, ``nuslerp`` with the columns of two."""
     n = session.sizes.row_bytes // 2 // SMALLER
     rows = list(make_rows(session, N_ROWS + 1, n, torch.bfloat16))
     x, base = rows[:-1], rows[-1]
@@ -27,6 +32,9 @@ def choices(session: Session) -> None:
     mask = _thresholds(session, x, base)
     _sums(session, x, base, mask)
     _variances(session, x, base)
+    _ranks(session, x[0], base)
+    _importances(session, x[0], base)
+    _columns(session, x[:2], base)
     for name, chosen, elect in (("trimmed, elected", mask, "sum"), ("drawn", _drawn(), "none")):
         _join(session, x, base, name, chosen, elect)
 
@@ -152,6 +160,114 @@ def _variances(session: Session, x: list[torch.Tensor], base: torch.Tensor) -> N
         moved=f"{N_ROWS} rows and a base read, float32 written",
         n_bytes=_nbytes(*x, base, out),
     )
+
+
+def _lines(n: int) -> int:
+    """Elements of a line: as many in each."""
+    return math.gcd(n, LINE)
+
+
+def _ranks(session: Session, row: torch.Tensor, base: torch.Tensor) -> None:
+    n, length = len(base), _lines(len(base))
+    out = torch.full((1, n), torch.nan, device=base.device)
+    shapes, epsilon = [(n // length, length, 1)], 0.1
+
+    def run() -> torch.Tensor:
+        ranks.rank_chances([row], base, _whole(base), shapes, [DENSITY], [epsilon], out)
+        return out[0]
+
+    def by_hand() -> torch.Tensor:
+        sizes = _differences([row], base)[0].abs().reshape(-1, length)
+        table = torch.linspace(DENSITY - epsilon, DENSITY + epsilon, length, device=base.device)
+        order = sizes.argsort(dim=1, stable=True)
+        return torch.empty_like(sizes).scatter_(1, order, table.expand_as(sizes)).flatten()
+
+    def check(found: torch.Tensor) -> None:
+        end = max(1, truth.EDGE // length) * length
+        for part in (slice(0, end), slice(n - end, n)):
+            d = _differences([row], base, part)[0].reshape(-1, length).cpu()
+            expected = reference.rank_chances(d, DENSITY, epsilon).float().flatten()
+            assert torch.equal(found[part].cpu(), expected), "other chances"
+
+    session.measure(
+        f"chances by rank in lines of {length}, bfloat16",
+        {"wkernels": Arm(run, check), "argsort": Arm(by_hand, lambda found: None)},
+        moved="a row and a base read, float32 written", n_bytes=_nbytes(row, base, out),
+    )  # fmt: skip
+
+
+def _importances(session: Session, row: torch.Tensor, base: torch.Tensor) -> None:
+    n, length = len(base), _lines(len(base))
+    out = torch.full((n,), torch.nan, device=base.device)
+
+    def run() -> torch.Tensor:
+        scores.importances(row, base, _whole(base), np.array([length]), out)
+        return out
+
+    def by_hand() -> torch.Tensor:
+        return reference.importances(row.reshape(-1, length), base.reshape(-1, length))[0].float()
+
+    def check(found: torch.Tensor) -> None:
+        end = max(1, truth.EDGE // length) * length
+        for part in (slice(0, end), slice(n - end, n)):
+            x, origin = (t[part].cpu().reshape(-1, length) for t in (row, base))
+            expected, terms = reference.importances(x, origin)
+            # the last two roundings to float32, and a float64 sum of terms of both signs
+            bound = truth.FLOAT32_EPS * expected + length * 2.3e-16 * terms
+            error = (found[part].cpu().reshape(-1, length).double() - expected).abs()
+            assert (error <= bound).all(), f"error {error.max():.1e}"
+
+    session.measure(
+        f"importances in lines of {length}, bfloat16",
+        {"wkernels": Arm(run, check), "torch": Arm(by_hand, lambda found: None)},
+        moved="a row and a base read, float32 written", n_bytes=_nbytes(row, base, out),
+    )  # fmt: skip
+
+
+def _columns(session: Session, x: list[torch.Tensor], base: torch.Tensor) -> None:
+    n, width = len(base), _lines(len(base))
+    first, widths, out = np.zeros(1, np.int64), np.array([width]), torch.full_like(base, torch.nan)
+    factors = np.linspace([0.2, 0.9], [0.7, -0.3], width)
+
+    def multiply() -> np.ndarray:
+        gram = np.zeros((width, 2, 2))
+        columns.column_products(x, base, _whole(base), first, widths, [gram])
+        return gram
+
+    def check_products(found: np.ndarray) -> None:
+        expected, terms = np.zeros((2, width, 2, 2))
+        step = (1 << 22) // width * width
+        for start in range(0, n, step):
+            d = _differences(x, base, slice(start, start + step)).double().reshape(2, -1, width)
+            for table, rows in ((expected, d), (terms, d.abs())):
+                table += torch.einsum("irc,jrc->cij", rows, rows).cpu().numpy()
+        error = np.abs(found - expected)
+        assert (error <= 2 * n // width * 2.3e-16 * terms).all(), f"error {error.max():.1e}"
+
+    session.measure(
+        f"products of {width} columns, bfloat16", {"wkernels": Arm(multiply, check_products)},
+        moved="2 rows and a base read", n_bytes=_nbytes(*x, base), limits=("read",),
+    )  # fmt: skip
+
+    def add() -> torch.Tensor:
+        columns.column_sums(x, base, _whole(base), first, [factors], out)
+        return out
+
+    def check_sums(found: torch.Tensor) -> None:
+        part = slice(0, max(1, truth.EDGE // width) * width)
+        d = _differences(x, base, part).double().cpu().reshape(2, -1, width)
+        table = torch.from_numpy(factors).T[:, None]
+        origin = base[part].double().cpu().reshape(-1, width)
+        expected = origin + (table * d).sum(0)
+        terms = origin.abs() + (table * d).abs().sum(0)
+        bound = 0.5 * torch.finfo(out.dtype).eps * expected.abs() + 1e-15 * terms
+        error = (found[part].cpu().reshape(-1, width).double() - expected).abs()
+        assert (error <= bound).all(), f"error {error.max():.1e}"
+
+    session.measure(
+        f"sums of {width} columns, bfloat16", {"wkernels": Arm(add, check_sums)},
+        moved="2 rows and a base read, one written", n_bytes=_nbytes(*x, base, out),
+    )  # fmt: skip
 
 
 def _drawn() -> Mask:

@@ -6,6 +6,7 @@ elements is defined on those.
 
 import torch
 
+from wkernels import reference
 from wkernels.reference import drawn, joined, largest
 from wspace.elementwise.statistics import draw_key
 
@@ -64,10 +65,8 @@ def kept_by_draw(d, name, chances, models, seed=0):
 
 def rank_chances(row, shape, density, epsilon):
     """One for each element: from ``density - epsilon`` to ``density + epsilon``, along axis 1."""
-    lines = row.abs().reshape(shape if len(shape) > 1 else (1, -1))
-    rank = lines.argsort(dim=1, stable=True).argsort(dim=1).double()
-    scaled = rank / (lines.shape[1] - 1) if lines.shape[1] > 1 else torch.full_like(rank, 0.5)
-    return (density - epsilon + 2 * epsilon * scaled).flatten()
+    lines = row.reshape(shape if len(shape) > 1 else (1, -1))
+    return reference.rank_chances(lines, density, epsilon).flatten()
 
 
 def sce(d, base, share, guard=1e-6):
@@ -101,9 +100,7 @@ def nearswap(x, base, t):
 
 
 def fusion(x, base):
-    x, base = x.double(), base.double()
-    p, q = x.softmax(-1) + 1e-8, base.softmax(-1) + 1e-8
-    importance = ((x - base).abs() * (p * (p / q).log()).sum(-1, keepdim=True)).float()
+    importance = reference.importances(x, base)[0].float()
     ordered = importance.flatten().sort().values
     low, middle, high = (ordered[int(f * (ordered.numel() - 1))] for f in (0.25, 0.5, 0.75))
-    return torch.where(importance >= middle + 1.5 * (high - low), x, base)
+    return torch.where(importance >= middle + 1.5 * (high - low), x.double(), base.double())

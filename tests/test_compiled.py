@@ -29,6 +29,9 @@ NARROW = {
 }
 """Cases whose rows are read by less than 16 bytes, and why."""
 
+AFTERWARDS = ("add_tiles", "add_blocks", "add_bands", "merge_parts", "find_equal")
+"""Kernels that read what others have found, or little."""
+
 FEW = (
     "mix 2 bf16", "mix 8 bf16", "mix 8 bf16, float32 base, 8 mixes", "mix 40 bf16",
     "mix 8 float8_e4m3fn -> bf16", "mix 8 state dicts bf16, base", "dot 8 bf16, base",
@@ -49,13 +52,9 @@ def rows():
 
 @pytest.fixture(scope="module")
 def main_kernels(rows):
-    """By case and target, what reads all of the rows: not what adds its results, or looks into one
-    block."""
-    return {
-        (row["case"], row["target"]): row
-        for row in rows
-        if row["kernel"] not in ("add_tiles", "add_blocks", "find_equal")
-    }
+    """By case and target, what reads all of the rows: not what adds or merges its results, or looks
+    into one block."""
+    return {(row["case"], row["target"]): row for row in rows if row["kernel"] not in AFTERWARDS}
 
 
 def test_every_case_is_kept(main_kernels):

@@ -11,13 +11,13 @@ import torch
 from tests.host_accelerator import HostAccelerator
 from tests.recipes import plan
 from tests.zoos import save
+from wkernels import bands
+from wkernels.gpu import ranks
 from wspace import cuda, pipeline, placement
-from wspace.cli.main import main
 from wspace.cuda import Gpu
 from wspace.devices import device_named
 from wspace.elementwise.choices import Largest
-from wspace.elementwise.kernels import OnCpu, why_on_cpu, worker_for
-from wspace.elementwise.run import Run
+from wspace.elementwise.kernels import worker_for
 from wspace.elementwise.work import layout_of
 from wspace.placement import Choice
 from wspace.recipes import merge_recipe
@@ -62,6 +62,8 @@ def accelerators(monkeypatch):
 
     monkeypatch.setattr(cuda, "Cuda", make)
     monkeypatch.setattr(pipeline, "SLICE", 512)
+    monkeypatch.setattr(ranks, "TILE", 256)  # sorting is slow in the interpreter
+    monkeypatch.setattr(ranks, "MERGED", 256)
     return made
 
 
@@ -85,6 +87,18 @@ RECIPES = {
     "sce": recipe("sce", "", "select_topk: 0.4"),
     "ram": recipe("ramplus_tl", ""),
     "nearswap": recipe("nearswap", "", "t: 0.01", n=1),
+    "della": recipe("della", "weight: 0.7, density: 0.5, epsilon: 0.1", "rescale: true"),
+    "della_linear, two types": recipe(
+        "della_linear", "weight: 0.7, density: 0.5, epsilon: 0.2", "rescale: false", zoo="mixed"
+    ),
+    "della of the paper": recipe("della/paper", "weight: 0.7, density: 0.4, epsilon: 0.2"),
+    "arcee_fusion": recipe("arcee_fusion", "", n=1),
+    "nuslerp of columns": recipe(
+        "nuslerp", "weight: 0.7", "nuslerp_flatten: false, nuslerp_row_wise: true", n=2
+    ),
+    "nuslerp of columns, two types": recipe(
+        "nuslerp", "weight: 0.7", "nuslerp_flatten: false, nuslerp_row_wise: true", "mixed", n=2
+    ),
     "fisher": recipe("fisher", "weight: 0.5"),
 }
 
@@ -127,27 +141,22 @@ def test_a_tensor_that_does_not_fit_is_read_in_pieces(accelerators, tmp_path, mo
     assert merged(text, tmp_path / "cuda", "cuda", memory=memory) == expected
 
 
-@pytest.mark.parametrize(
-    ("method", "own", "parameters", "n"),
-    [
-        ("della", "weight: 0.7, density: 0.5, epsilon: 0.1", "", 3),
-        ("arcee_fusion", "", "", 1),
-    ],
-)
-def test_what_has_no_kernels_for_a_gpu_runs_on_the_cpu(
-    zoo, accelerators, tmp_path, method, own, parameters, n
-):
-    text = recipe(method, own, parameters, n=n)
+def test_columns_that_do_not_fit_are_read_in_bands(accelerators, tmp_path, monkeypatch):
+    monkeypatch.setattr(bands, "BAND", 4096)
+    write(tmp_path, {"a.weight": (600, 131)})
+    monkeypatch.chdir(tmp_path)
+    text = RECIPES["nuslerp of columns"]
+    whole = merged(text, tmp_path / "whole", "cuda")
+    memory = 1_500_000
     (work,) = works_of(plan(text)[0])
-    assert why_on_cpu(work.choices) is not None
-    assert isinstance(Run(work, device_named("cuda"), 1 << 30).kernels, OnCpu)
-    assert merged(text, tmp_path / "cuda", "cuda") == merged(text, tmp_path / "cpu", "cpu")
+    (plans,) = layout_of(work, device_named("cuda"), memory).cut
+    assert len(plans) > 1
+    assert all(part.pieces[0].start % (16 * 131) == 0 for part in plans)
+    assert merged(text, tmp_path / "pieces", "cuda", memory=memory) == whole
 
 
 def test_of_several_gpus_the_first_chooses_elements(zoo, accelerators):
-    (work,) = works_of(plan(RECIPES["ties"])[0])
-    device = device_named("cuda:1,cuda:0")
-    chosen = worker_for(work.choices, device)
+    chosen = worker_for(device_named("cuda:1,cuda:0"))
     assert isinstance(chosen, Gpu)
     assert chosen.name == "cuda:1"
 
@@ -156,14 +165,7 @@ H200 = placement.Found("NVIDIA H200", "hopper")
 
 
 def test_where_a_recipe_runs_is_estimated_and_said(zoo, monkeypatch):
-    ties, della, linear = (
-        plan(text)[0]
-        for text in (
-            RECIPES["ties"],
-            recipe("della", "weight: 0.7, density: 0.5"),
-            recipe("task_arithmetic"),
-        )
-    )
+    ties, linear = (plan(text)[0] for text in (RECIPES["ties"], recipe("task_arithmetic")))
     numel = sum(math.prod(shape) for shape in SHAPES.values())
     job = job_of([ties])
     assert (job.read, job.written) == (8 * numel, 2 * numel)
@@ -178,20 +180,3 @@ def test_where_a_recipe_runs_is_estimated_and_said(zoo, monkeypatch):
     monkeypatch.setattr(placement, "STARTING_SECONDS", 0)
     assert device_for([ties], "auto").name == "cuda"
     assert device_for([ties], "cuda:1") == Choice("cuda:1")
-    line_by_line = "in della elements are ranked line by line, which only the CPU does"
-    assert device_for([linear, della], "auto") == Choice("cpu", f"device cpu: {line_by_line}")
-    asked = device_for([linear, della], "cuda")
-    assert asked.name == "cuda"
-    assert str(asked.reason).startswith("device cpu for the tensors of della, in which elements")
-
-
-def test_the_command_line_says_what_runs_on_the_cpu(zoo, accelerators, tmp_path, capsys):
-    path = tmp_path / "della.yml"
-    path.write_text(recipe("della", "weight: 0.7, density: 0.5"))
-    for device in ("cpu", "cuda"):
-        arguments = ["merge", str(path), "-o", str(tmp_path / device), "--device", device]
-        assert main(arguments) == 0
-        said = capsys.readouterr().err
-        assert ("device cpu for the tensors of della" in said) == (device == "cuda")
-        assert said.count("note: device") == (device == "cuda")
-    assert files(tmp_path / "cpu") == files(tmp_path / "cuda")

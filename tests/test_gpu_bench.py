@@ -34,10 +34,10 @@ def test_every_benchmark_runs_and_is_checked(session, monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_cases, "FAST_GRAM_ROWS", (8,))
     saved = []
     data = gpu.run(session, saved.append)
-    assert [len(one["benchmarks"]) for one in saved] == [0, 24, 25, 26, 28, 29, 35, 38]
+    assert [len(one["benchmarks"]) for one in saved] == [0, 24, 25, 26, 28, 29, 39, 42]
     assert gpu.all_right(data), [result["notes"] for result in data["benchmarks"]]
     names = [result["name"] for result in data["benchmarks"]]
-    assert len(names) == len(set(names)) == 24 + 1 + 1 + 2 + 1 + 6 + 3
+    assert len(names) == len(set(names)) == 24 + 1 + 1 + 2 + 1 + 10 + 3
     for result in data["benchmarks"]:
         assert result["bytes"] > 0
         assert all(result["ratios"]["wkernels"].values())
@@ -63,12 +63,12 @@ def test_checks_pass(monkeypatch, session):
     monkeypatch.setattr(
         gpu_checks, "checks", lambda device, **sizes: [
             names["weighted sum"][3], names["statistics"][3], names["elementwise merge"][1],
-            names["statistics of choices"][1], names["recipe"][0],
+            names["statistics of choices"][1], names["chances by rank"][0], names["recipe"][0],
         ],
     )  # fmt: skip
     found = {}
     gpu_checks.run_all(session, found)
-    assert list(found.values()) == [None] * 5
+    assert list(found.values()) == [None] * 6
     assert {
         "products",
         "fast products",

@@ -15,6 +15,7 @@ LAYERS = [
     "wkernels.moments",
     "wkernels.masks",
     "wkernels.selection",
+    "wkernels.bands",
     "wkernels.sketches",
     "wkernels.cpu.parts",
     "wkernels.cpu.machine_code",

@@ -74,6 +74,28 @@ def largest(differences: torch.Tensor, count: int) -> torch.Tensor:
     return kept
 
 
+def rank_chances(differences: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
+    """Chances from ``density - epsilon`` to ``density + epsilon``, by ranks of ``|d|`` on axis 1.
+
+    Equal ones in the order of their places; those of lines of one element are the density.
+    """
+    ranks = differences.abs().argsort(dim=1, stable=True).argsort(dim=1).double()
+    last = differences.shape[1] - 1
+    return density + epsilon * (2 * ranks / last - 1 if last else 0 * ranks)
+
+
+def importances(x: torch.Tensor, base: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``|x - base|`` times ``sum p ln(p / q)``, the softmaxes on the last axis, each plus 1e-8.
+
+    Also with the magnitudes of all that is added, of which rounding is a part.
+    """
+    x, base = x.double(), base.double()
+    p, q = x.softmax(-1) + 1e-8, base.softmax(-1) + 1e-8
+    terms = p * (p / q).log()
+    size = (x - base).abs()
+    return size * terms.sum(-1, keepdim=True), size * (terms.abs() + p).sum(-1, keepdim=True)
+
+
 def drawn(n: int, key: int, chance: float | torch.Tensor) -> torch.Tensor:
     """Bool ``[n]``: SplitMix64's draw ``k``, as a number in [0, 1), is below the chance."""
     bits = _draws(key, np.arange(n, dtype=np.uint64))

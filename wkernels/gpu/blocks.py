@@ -37,13 +37,19 @@ class Group:
     spans: np.ndarray  # int64 [n_spans, 3]: segment, its first block here, and one past its last
 
 
-def cut(segments: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Blocks of all segments, in order: the first element, the length and the segment of each."""
+def cut(
+    segments: np.ndarray, length: int | np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Blocks of all segments, in order: the first element, the length and the segment of each.
+
+    ``length``: of all blocks, or ``[S]``, of each segment's.
+    """
     n_blocks = -(-(segments[:, 1] - segments[:, 0]) // length)
     owners = np.repeat(np.arange(len(segments)), n_blocks)
     place = np.arange(len(owners)) - np.repeat(np.cumsum(n_blocks) - n_blocks, n_blocks)
-    starts = segments[owners, 0] + place * length
-    return starts, np.minimum(segments[owners, 1] - starts, length), owners
+    lengths = np.broadcast_to(length, len(segments))[owners]
+    starts = segments[owners, 0] + place * lengths
+    return starts, np.minimum(segments[owners, 1] - starts, lengths), owners
 
 
 def groups(segments: np.ndarray, bytes_a_block: int) -> Iterator[Group]:

@@ -176,6 +176,8 @@ def joined(
     out: torch.Tensor | None,
     *,
     scores: torch.Tensor | None = None,
+    chances: torch.Tensor | None = None,
+    unbiased: bool = False,
     balance: np.ndarray | None = None,
 ) -> int:
     """``base + scale * sum_i factor_i d_i / shares`` over the kept differences that agree.
@@ -183,15 +185,17 @@ def joined(
     Or, without ``out``, what is elected: its signs are added to ``balance``, float64 ``[S]``.
 
     Rows ``[n]``, in segments ``[S, 2]`` which begin at ``firsts`` in their tensors; tables of
-    ``mask`` and ``joint`` ``[S, N]``; ``scores`` as in :func:`wkernels.gpu.kept.kept_sums`.
+    ``mask`` and ``joint`` ``[S, N]``; ``scores`` and ``chances`` as in
+    :func:`wkernels.gpu.kept.kept_sums`, and ``unbiased``: what is kept is divided by its chance.
     Returns how many differences, and elements of ``out`` in the segments' range, are NaN or Inf.
     The bits are those of the CPU path: the same operations in the same order, element by element.
     Bytes: each row, the base and the output once.
     """
-    runs = Runs.of(rows, base, segments, firsts, scores, out)
+    others = [] if chances is None else list(chances)
+    runs = Runs.of(rows, base, segments, firsts, scores, out, *others)
     if not runs.n:
         return 0
-    tables = Tables.of(mask, runs, scores)
+    tables = Tables.of(mask, runs, scores, chances, unbiased=unbiased)
     lone = joint.factor if joint.lone is None else joint.lone
     each = [table.ravel() for table in (joint.factor, joint.vote, joint.share, lone)]
     numbers = np.concatenate([[joint.least, joint.undecided], joint.scale, *each])

@@ -94,19 +94,22 @@ def kept_sums(
     sums: np.ndarray,
     *,
     scores: torch.Tensor | None = None,
+    chances: torch.Tensor | None = None,
 ) -> None:
     """Adds to ``sums[s, i]``, float64 ``[S, N, N_SUMS]``, the sums of row ``i`` in segment ``s``.
 
     ``firsts`` int64 ``[S]``: each segment's first element, counted from its tensor's start.
     ``scores``: float32 ``[n]``, whose magnitudes the thresholds are for, if not the differences'.
+    ``chances``: float32 ``[N, n]``, each element's own, if the mask has none.
     In float64, in the order of the CPU path: so are the bits. Those of the runs are added on the
     host. Bytes: each row once, the base and the scores once a row, from the cache but for the
     first.
     """
-    runs = Runs.of(rows, base, segments, firsts, scores, length=blocks.BLOCK)
+    others = [] if chances is None else list(chances)
+    runs = Runs.of(rows, base, segments, firsts, scores, *others, length=blocks.BLOCK)
     if not runs.n:
         return
-    tables = Tables.of(mask, runs, scores)
+    tables = Tables.of(mask, runs, scores, chances)
     partials = rows[0].new_empty((runs.n, len(rows), N_SUMS), dtype=torch.float64)
     # four float64 sums of each of more than 8 elements would not fit a thread's registers
     lanes = chips.current().lanes
@@ -116,8 +119,7 @@ def kept_sums(
         sum_kept[(runs.n * len(rows),)](
             *runs.arguments, *tables.arguments, partials, **tables.fixed, **fixed
         )
-    for owner, partial in zip(runs.owners, partials.cpu().numpy(), strict=True):
-        sums[owner] += partial
+    np.add.at(sums, runs.owners, partials.cpu().numpy())  # one after the other
 
 
 @triton.jit

@@ -12,13 +12,18 @@ import torch
 import triton
 import triton.language as tl
 
-from wkernels.gpu import addresses
+from wkernels import dtypes
+from wkernels.gpu import addresses, blocks, chips, elements
 from wkernels.gpu.elements import FLOAT32, base_pointer, decode, load, row_pointer, store
-from wkernels.gpu.runs import Runs
+from wkernels.gpu.runs import WARPS, Runs
 from wkernels.gpu.selection import difference
 
 LEAST = tl.constexpr(1e-6)
 """A magnitude of a difference that is divided by, at least."""
+SOFTENING = tl.constexpr(1e-8)
+"""Added to each number of a softmax."""
+ELEMENTS = 8
+"""Of a line that a thread has at once: with 4 of float32 the compiler spills a register."""
 
 
 @triton.jit
@@ -78,6 +83,99 @@ def variances(rows: Sequence[torch.Tensor], base: torch.Tensor | None, out: torc
         return
     with addresses.on_device_of(out):
         row_variances[(runs.n,)](*runs.arguments, out.data_ptr(), **runs.fixed)
+
+
+@triton.jit
+def _pair(row, base, here, inside, CODE: tl.constexpr, BASE_CODE: tl.constexpr,
+          COMPUTE: tl.constexpr):  # fmt: skip
+    """A row's elements and the base's."""
+    return (
+        decode(load(row + here, inside, True), CODE, COMPUTE),
+        decode(load(base + here, inside, True), BASE_CODE, COMPUTE),
+    )
+
+
+@triton.jit
+def _powers(x, origin, top, base_top, inside):
+    """Of e, in float64, of both less their largest; zeros where not ``inside``."""
+    p = tl.exp(x.to(tl.float64) - top)
+    q = tl.exp(origin.to(tl.float64) - base_top)
+    return tl.where(inside, p, 0.0), tl.where(inside, q, 0.0)
+
+
+@triton.jit(do_not_specialize=["row", "base", "n_lines", "out"])
+def line_importances(
+    row, base, lines, n_lines, out,
+    CODE: tl.constexpr, BASE_CODE: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr,
+    EVEN: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """One program: a line, which passes by four times, three of them from the cache.
+
+    ``lines``: int64, the first element of each, then their lengths."""
+    start = tl.load(lines + tl.program_id(0))
+    length = tl.multiple_of(tl.load(lines + n_lines + tl.program_id(0)).to(tl.int32), EVEN)
+    row = row_pointer(row, start, CODE, ALIGNED)
+    base = row_pointer(base, start, BASE_CODE, ALIGNED)
+    offsets = tl.arange(0, STEP)
+    lowest = tl.full((STEP,), float("-inf"), COMPUTE)
+    tops, base_tops = lowest, lowest
+    for step in range(0, length, STEP):
+        here = step + offsets
+        x, origin = _pair(row, base, here, here < length, CODE, BASE_CODE, COMPUTE)
+        tops = tl.maximum(tops, tl.where(here < length, x, lowest))
+        base_tops = tl.maximum(base_tops, tl.where(here < length, origin, lowest))
+    top = tl.max(tops, axis=0).to(tl.float64)
+    base_top = tl.max(base_tops, axis=0).to(tl.float64)
+    sums, base_sums = tl.zeros((STEP,), tl.float64), tl.zeros((STEP,), tl.float64)
+    for step in range(0, length, STEP):
+        here = step + offsets
+        x, origin = _pair(row, base, here, here < length, CODE, BASE_CODE, COMPUTE)
+        p, q = _powers(x, origin, top, base_top, here < length)
+        sums, base_sums = sums + p, base_sums + q
+    total, base_total = tl.sum(sums, axis=0), tl.sum(base_sums, axis=0)
+    divergences = tl.zeros((STEP,), tl.float64)
+    for step in range(0, length, STEP):
+        here = step + offsets
+        x, origin = _pair(row, base, here, here < length, CODE, BASE_CODE, COMPUTE)
+        p, q = _powers(x, origin, top, base_top, here < length)
+        p, q = p / total + SOFTENING, q / base_total + SOFTENING
+        divergences += tl.where(here < length, p * tl.log(p / q), 0.0)
+    divergence = tl.sum(divergences, axis=0)
+    for step in range(0, length, STEP):
+        here = step + offsets
+        x, origin = _pair(row, base, here, here < length, CODE, BASE_CODE, COMPUTE)
+        found = tl.abs(x - origin).to(tl.float64) * divergence
+        store(out, start, here, found, here < length, FLOAT32, ALIGNED, True)
+
+
+def importances(
+    row: torch.Tensor, base: torch.Tensor, segments: np.ndarray, lengths: np.ndarray,
+    out: torch.Tensor,
+) -> None:  # fmt: skip
+    """``out[k]`` (float32): ``|row - base|`` times how far its line's softmax is from the base's.
+
+    Segment ``s`` is cut into lines of ``lengths[s]`` elements. ``p`` and ``q``: the softmax of the
+    row's and of the base's line, each plus 1e-8; the factor is ``sum p ln(p / q)`` over the line,
+    in float64: before the rounding to float32 it is the CPU path's but for rounding in float64.
+    Bytes: the row and the base once, and three times from the cache; the output once.
+    """
+    starts, sizes, _ = blocks.cut(segments, lengths)
+    if not len(starts):
+        return
+    codes = addresses.codes_of([row, base])
+    itemsize = min(row.element_size(), base.element_size())
+    compute = dtypes.compute_type(addresses.type_name(row), addresses.type_name(base))
+    even = addresses.alignment(lengths)
+    with addresses.on_device_of(out):
+        line_importances[(len(starts),)](
+            row.data_ptr(), base.data_ptr(),
+            addresses.to_device(np.concatenate([starts, sizes]), out.device), len(starts),
+            out.data_ptr(), CODE=codes[0], BASE_CODE=codes[1],
+            COMPUTE=elements.FLOAT_TYPES[compute],
+            ALIGNED=int(np.gcd(blocks.alignment([row, base, out], segments), even * itemsize)),
+            EVEN=even, STEP=ELEMENTS * chips.current().lanes * WARPS,
+            num_warps=WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
 
 
 @triton.jit

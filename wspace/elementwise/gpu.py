@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from wkernels.gpu import consensus, kept, means, scores, selection
+from wkernels.gpu import columns, consensus, kept, means, ranks, scores, selection
 from wkernels.masks import Joint, Mask
 from wspace.cuda import Gpu, rows_of
-from wspace.elementwise.choices import Keep, Varied
-from wspace.elementwise.kernels import Out
+from wspace.elementwise.choices import Important, Keep, Ranked, Varied
+from wspace.elementwise.kernels import N_MODELS, Out
+from wspace.elementwise.scores import last_axis, lines
 from wspace.elementwise.sources import Source, View
 from wspace.stream import Chunk
 
@@ -37,11 +38,25 @@ class OnGpu:
         return [scores] * copies
 
     def scores(self, keep: Keep, view: View, shapes: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        assert isinstance(keep, Varied)
+        pieces = [shapes[slot] for slot in view.slots]
 
         def work() -> torch.Tensor:
-            out = view.rows[0].new_empty(view.n, dtype=torch.float32)
-            scores.variances(view.rows, view.base, out)
+            like = {"dtype": torch.float32, "device": view.rows[0].device}
+            if isinstance(keep, Ranked):
+                out = torch.empty((len(keep.densities), view.n), **like)
+                sizes = (view.segments[:, 1] - view.segments[:, 0]).tolist()
+                ranks.rank_chances(
+                    view.rows, view.base, view.segments, [*map(lines, pieces, sizes)],
+                    keep.densities, keep.epsilons, out,
+                )  # fmt: skip
+                return out
+            out = torch.empty(view.n, **like)
+            if isinstance(keep, Important):
+                lengths = np.array([last_axis(shape) for shape in pieces])
+                scores.importances(view.rows[0], view.base, view.segments, lengths, out)
+            else:
+                assert isinstance(keep, Varied)
+                scores.variances(view.rows, view.base, out)
             return out
 
         return self._computed(work)
@@ -86,10 +101,12 @@ class OnGpu:
         self, view: View, mask: Mask, joint: Joint, out: Out, *, unbiased: bool,
         **extra: torch.Tensor,
     ) -> int:  # fmt: skip
-        # what is unbiased by chances of each element's own, which only the CPU path has
+        # with chances of a row's own, its factor is divided by them
+        unbiased = unbiased and "chances" in extra
+
         def work(part: View, start: int, stop: int, target: torch.Tensor) -> int:
-            own: dict[str, Any] = {name: row[start:stop] for name, row in extra.items()}
-            return consensus.joined(*_runs(part), mask, joint, target, **own)
+            own: dict[str, Any] = {name: rows[..., start:stop] for name, rows in extra.items()}
+            return consensus.joined(*_runs(part), mask, joint, target, unbiased=unbiased, **own)
 
         return self._written(view, out, work)
 
@@ -110,6 +127,20 @@ class OnGpu:
         def work(part: View, start: int, stop: int, target: torch.Tensor) -> int:
             rows = [*part.rows, part.base]
             return means.precision_mean(rows[:n], rows[n:], part.segments, *tables, target, wrong)
+
+        return self._written(view, out, work)
+
+    def column_products(self, view: View, grams: Sequence[np.ndarray]) -> None:
+        widths = np.array([len(gram) for gram in grams])
+        rows, base = _pair(view)
+        self._computed(
+            lambda: columns.column_products(rows, base, view.segments, view.firsts, widths, grams)
+        )
+
+    def column_sums(self, view: View, factors: Sequence[np.ndarray], out: Out) -> int:
+        def work(part: View, start: int, stop: int, target: torch.Tensor) -> int:
+            rows, base = _pair(part)
+            return columns.column_sums(rows, base, part.segments, part.firsts, factors, target)
 
         return self._written(view, out, work)
 
@@ -134,6 +165,12 @@ class OnGpu:
 
 def _runs(view: View) -> tuple[Rows, torch.Tensor | None, np.ndarray, np.ndarray]:
     return view.rows, view.base, view.segments, view.firsts
+
+
+def _pair(view: View) -> tuple[Rows, torch.Tensor | None]:
+    """The two models, and the base if there is one: it is the view's last row."""
+    rows = [*view.rows, view.base]
+    return rows[:N_MODELS], rows[N_MODELS] if len(rows) > N_MODELS else None
 
 
 def _part(view: View, start: int, stop: int) -> View:

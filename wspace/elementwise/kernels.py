@@ -9,18 +9,14 @@ import numpy as np
 
 from wkernels import cpu
 from wkernels.masks import Joint, Mask
-from wspace.devices import Cpu, Device, processors
-from wspace.elementwise.choices import Choice, ColumnSums, Important, Keep, Ranked
+from wspace.devices import Device, processors
+from wspace.elementwise.choices import Keep
 from wspace.elementwise.scores import scores_of
 from wspace.elementwise.sources import Source, View
 from wspace.stream import Chunk
 
-CPU_ONLY = {
-    Ranked: "elements are ranked line by line",
-    Important: "the softmax of each line is compared",
-    ColumnSums: "each column has factors of its own",
-}
-"""What has no kernels for a GPU, in words."""
+N_MODELS = 2
+"""Of which columns are summed."""
 
 
 class Out(NamedTuple):
@@ -33,8 +29,8 @@ class Out(NamedTuple):
 class Kernels(Protocol):
     """What masks and joints are made with. Rows are a device's, results the host's.
 
-    The bits are the same on all devices. ``scores`` and ``chances``: of :meth:`scores`, where the
-    choice has any.
+    The bits are the same on all devices, but where something else is said. ``scores`` and
+    ``chances``: of :meth:`scores`, where the choice has any.
     """
 
     def rows(self, chunk: Chunk) -> tuple[Any, Any]:
@@ -50,7 +46,8 @@ class Kernels(Protocol):
         ...
 
     def scores(self, keep: Keep, view: View, shapes: Sequence[tuple[int, ...]]) -> Any:
-        """See :func:`wspace.elementwise.scores.scores_of`."""
+        """See :func:`wspace.elementwise.scores.scores_of`. Importances are rounded from float64,
+        in which powers and logarithms are a device's own in their last bits."""
         ...
 
     def done_with(self, scores: Any) -> None:
@@ -104,19 +101,22 @@ class Kernels(Protocol):
         Adds to ``wrong``, int64 ``[pieces, models]``; see ``wkernels.cpu.precision_mean``."""
         ...
 
+    def column_products(self, view: View, grams: Sequence[np.ndarray]) -> None:
+        """Adds to ``grams[piece]``, float64 ``[width, 2, 2]``, the products of its columns.
 
-def why_on_cpu(choices: Sequence[Choice]) -> str | None:
-    """Why these need the CPU, whatever device is asked for; None if they do not."""
-    kinds = {type(part) for choice in choices for part in (choice.keep, choice.join)}
-    return next((reason for kind, reason in CPU_ONLY.items() if kind in kinds), None)
+        Of a view of two models, the second of which is its base, or of two models and the base.
+        The order of additions is a device's own, so their last bits are.
+        """
+        ...
+
+    def column_sums(self, view: View, factors: Sequence[np.ndarray], out: Out) -> int:
+        """Writes the sums of such a view's columns, ``factors[piece]`` float64 ``[width, 2]``;
+        returns how many are NaN or Inf."""
+        ...
 
 
-def worker_for(choices: Sequence[Choice], device: Device) -> Device:
-    """The device, or what stands in for it: the CPU, and of several GPUs the first."""
-    if device.name == "cpu":
-        return device
-    if why_on_cpu(choices):
-        return Cpu()
+def worker_for(device: Device) -> Device:
+    """The device; of several GPUs the first."""
     return getattr(device, "devices", [device])[0]
 
 
@@ -231,6 +231,18 @@ class OnCpu:
             rows, diagonals, view.segments, np.tile(np.array(weights), (n_segments, 1)),
             np.full(n_segments, floor), pointer_to(out), wrong, threads=self._threads,
         )  # fmt: skip
+
+    def column_products(self, view: View, grams: Sequence[np.ndarray]) -> None:
+        rows, base = split(all_rows(view), N_MODELS)
+        for (start, stop), gram in zip(view.segments.tolist(), grams, strict=True):
+            cpu.column_products(rows, base, start, stop, gram, threads=self._threads)
+
+    def column_sums(self, view: View, factors: Sequence[np.ndarray], out: Out) -> int:
+        rows, base = split(all_rows(view), N_MODELS)
+        return sum(
+            cpu.column_sums(rows, base, start, stop, table, pointer_to(out), threads=self._threads)
+            for (start, stop), table in zip(view.segments.tolist(), factors, strict=True)
+        )
 
 
 def all_rows(view: View) -> cpu.Pointers:

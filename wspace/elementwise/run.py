@@ -11,7 +11,6 @@ import numpy as np
 
 from wspace.devices import Device
 from wspace.elementwise.choices import ColumnSums, FisherMean, Pull
-from wspace.elementwise.columns import write_columns
 from wspace.elementwise.kernels import Out, kernels_of, worker_for
 from wspace.elementwise.sources import Blocks, Source, View, in_memory, view_of
 from wspace.elementwise.statistics import Tables, draw_key
@@ -49,7 +48,7 @@ class Run:
     def __init__(
         self, work: Work, worker: Device, budget: int, allow_non_finite: bool = False
     ) -> None:
-        self.work, self._worker = work, worker_for(work.choices, worker)
+        self.work, self._worker = work, worker_for(worker)
         self._allow = allow_non_finite
         self._layout = layout_of(work, self._worker, budget)
         self.kernels = kernels_of(self._worker)
@@ -211,7 +210,8 @@ class Run:
         if isinstance(join, FisherMean):
             return self._mean(view, join, out)
         if isinstance(join, ColumnSums):
-            return write_columns(view, tables.columns, out)
+            factors = [tables.columns[slot] for slot in view.slots]
+            return self.kernels.column_sums(view, factors, out)
         assert tables.joint is not None
         return self.kernels.joined(
             view, tables.mask.of(view.slots), tables.joint.of(view.slots), out,

@@ -32,7 +32,7 @@ def scores_of(
             shape = shapes[slot]
             cpu.importances(
                 _run(view.rows, int(start)), _run(view.base, int(start)),
-                shape[-1] if shape else 1, int(stop - start), scores[start:stop],
+                last_axis(shape), int(stop - start), scores[start:stop],
                 threads=threads,
             )  # fmt: skip
         return scores
@@ -60,10 +60,15 @@ def unit_of(choice: Choice, shape: tuple[int, ...]) -> int:
     if isinstance(choice.join, ColumnSums):
         return int(np.prod(shape[1:]))
     if isinstance(choice.keep, Important):
-        return int(shape[-1]) if shape else 1
+        return last_axis(shape)
     if isinstance(choice.keep, Ranked):
         return int(np.prod(shape[1:])) if len(shape) > 1 else int(np.prod(shape))
     return 0
+
+
+def last_axis(shape: tuple[int, ...]) -> int:
+    """Elements of a line, of which the softmax is taken."""
+    return int(shape[-1]) if shape else 1
 
 
 def lines(shape: tuple[int, ...], n: int) -> tuple[int, int, int]:

@@ -76,7 +76,7 @@ class Tables:
         if isinstance(self.choice.join, Join):
             self.joint = self._joint(self.choice.join, source)
         elif isinstance(self.choice.join, ColumnSums):
-            self.columns = column_factors(self.choice.join, source, self._shapes)
+            self.columns = column_factors(self.choice.join, source, self._shapes, self._kernels)
 
     # the mask
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from wkernels import cpu
+from wkernels.bands import rows_of_a_band
 from wspace.devices import Device, processors
 from wspace.elementwise.choices import (
     Choice,
@@ -55,7 +56,7 @@ class Cost(NamedTuple):
 
 def cost_of(work: Work, worker: Device, budget: int) -> Cost:
     """What a work costs. Raises BudgetError."""
-    worker = worker_for(work.choices, worker)
+    worker = worker_for(worker)
     layout = layout_of(work, worker, budget)
     zoo = work.zoo
     read = {k: sum(s.read_bytes for s in tensor.stored) for k, tensor in enumerate(zoo.tensors)}
@@ -79,7 +80,8 @@ def layout_of(work: Work, worker: Device, budget: int) -> Layout:
     room = (
         budget - most * tables - reading_workspace(zoo.checkpoints, (t.stored for t in zoo.tensors))
     )
-    room -= processors() * max(map(_line_bytes, work.choices, zoo.tensors), default=0)
+    if worker.name == "cpu":
+        room -= processors() * max(map(_line_bytes, work.choices, zoo.tensors), default=0)
     out_bytes = BITS[work.dtype] // 8
     choice_of = {
         id(tensor): choice for tensor, choice in zip(zoo.tensors, work.choices, strict=True)
@@ -93,7 +95,11 @@ def layout_of(work: Work, worker: Device, budget: int) -> Layout:
         return worker.chunk_bytes // max(1, sum(BITS[dtype] for dtype in dtypes) // 8)
 
     def unit(tensor: ZooTensor) -> int:
-        return unit_of(choice_of[id(tensor)], tensor.shape) or CUT
+        choice = choice_of[id(tensor)]
+        step = unit_of(choice, tensor.shape) or CUT
+        if isinstance(choice.join, ColumnSums) and worker.name != "cpu":
+            step *= rows_of_a_band(step) or 1  # where additions are in bands
+        return step
 
     return lay_out(zoo, work.rows, fitting, target, unit, most)
 
@@ -107,21 +113,21 @@ def _extra_bytes(work: Work, worker: Device) -> int:
         converted = max((8 if "F64" in dtypes else 4 for dtypes in mixed), default=0)
     tensors = zip(work.choices, work.zoo.tensors, strict=True)
     pairs = {(choice, tensor.shape) for choice, tensor in tensors if tensor.numel}
-    sifts = worker.name == "cpu"
-    scores = max((_score_bytes_of(*pair, len(work.zoo), sifts) for pair in pairs), default=0)
+    here = worker.name == "cpu"
+    scores = max((_score_bytes_of(*pair, len(work.zoo), here) for pair in pairs), default=0)
     return scores + converted * len(work.zoo)
 
 
-def _score_bytes_of(choice: Choice, shape: tuple[int, ...], n_models: int, sifts: bool) -> int:
+def _score_bytes_of(choice: Choice, shape: tuple[int, ...], n_models: int, on_cpu: bool) -> int:
     if isinstance(choice.join, ColumnSums):
-        return held_bytes(shape)
+        return held_bytes(shape, bands=not on_cpu)
     if isinstance(choice.keep, Ranked):
-        return 4 * n_models
+        return 4 * n_models + (0 if on_cpu else 16)  # keys of one model, of lines that are long
     if isinstance(choice.keep, Largest):
         n_rows = n_models * (2 if choice.keep.outliers else 1)
-        return sifts * _kept_bytes(n_rows)
+        return on_cpu * _kept_bytes(n_rows)
     if isinstance(choice.keep, Varied):
-        return 4 + sifts * _kept_bytes(1)
+        return 4 + on_cpu * _kept_bytes(1)
     return 0 if isinstance(choice.keep, Drawn) else 4
 
 

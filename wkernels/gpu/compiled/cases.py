@@ -10,10 +10,12 @@ import torch
 
 from wkernels import masks, moments
 from wkernels.gpu import (
+    columns,
     consensus,
     kept,
     means,
     products,
+    ranks,
     scores,
     selection,
     statistics,
@@ -92,7 +94,7 @@ def _agreements(dtype, base=None):
     kept.agreements(*_based(8, dtype, base), np.zeros(1, int), _mask(8, False), counts)
 
 
-def _join(n_rows, dtype, *, elect="sum", drawn=False, lone=False, scored=False):
+def _join(n_rows, dtype, *, elect="sum", drawn=False, lone=False, scored=False, ranked=False):
     table = np.ones((1, n_rows))
     joint = masks.Joint(
         table, table, table, np.ones(1), elect=elect, divide=True, lone=table if lone else None
@@ -100,12 +102,35 @@ def _join(n_rows, dtype, *, elect="sum", drawn=False, lone=False, scored=False):
     consensus.joined(
         *_based(n_rows, dtype, dtype), np.zeros(1, int), _mask(n_rows, drawn), joint,
         torch.zeros(N, dtype=dtype), scores=torch.zeros(N) if scored else None,
+        chances=torch.zeros((n_rows, N)) if ranked else None,
     )  # fmt: skip
 
 
 def _variances(dtype):
     rows, base, _ = _based(8, dtype, dtype)
     scores.variances(rows, base, torch.zeros(N))
+
+
+def _importances(dtype):
+    (row,), base, segments = _based(1, dtype, dtype)
+    scores.importances(row, base, segments, np.array([N]), torch.zeros(N))
+
+
+def _ranks(dtype, shape):
+    n = shape[0] * shape[1] * shape[2]
+    row, base = torch.zeros((2, n), dtype=dtype)
+    ranks.rank_chances([row], base, np.array([[0, n]]), [shape], [0.5], [0.1], torch.zeros((1, n)))
+
+
+def _columns(dtype, base=None, *, sums=False):
+    rows, origin, segments = _based(2, dtype, base)
+    width, firsts = N // 4, np.zeros(1, int)
+    if sums:
+        factors = [np.zeros((width, 2))]
+        columns.column_sums(rows, origin, segments, firsts, factors, torch.zeros(N, dtype=dtype))
+    else:
+        grams = [np.zeros((width, 2, 2))]
+        columns.column_products(rows, origin, segments, firsts, np.array([width]), grams)
 
 
 def _pull(dtype):
@@ -178,6 +203,12 @@ CASES: dict[str, Callable[[], None]] = {
     "agreements bf16, base": partial(_agreements, BF16, BF16),
     "variances bf16, base": partial(_variances, BF16),
     "variances float32, base": partial(_variances, F32),
+    "importances bf16": partial(_importances, BF16),
+    "importances float32": partial(_importances, F32),
+    "columns bf16, base": partial(_columns, BF16, BF16),
+    "columns float32": partial(_columns, F32),
+    "sums of columns bf16, base": partial(_columns, BF16, BF16, sums=True),
+    "sums of columns float32": partial(_columns, F32, sums=True),
     "pull bf16": partial(_pull, BF16),
     "pull float32": partial(_pull, F32),
     "precision mean bf16, float32": partial(_precision_mean, BF16, F32),
@@ -186,6 +217,7 @@ CASES: dict[str, Callable[[], None]] = {
     "join bf16, elected, lone": partial(_join, 8, BF16, lone=True),
     "join bf16, elected, scored": partial(_join, 8, BF16, scored=True),
     "join bf16, drawn": partial(_join, 8, BF16, elect="none", drawn=True),
+    "join bf16, elected, ranked": partial(_join, 8, BF16, ranked=True),
     "join float32, signs, drawn": partial(_join, 8, F32, elect="signs", drawn=True),
     "join float64, elected": partial(_join, 8, F64),
 }
