@@ -26,6 +26,7 @@ from bench import limits
 from wspace.storage import local, writing
 from wspace.storage.blocks import Blocks
 from wspace.storage.checksums import checksum
+from wspace.storage.commits import Commits
 from wspace.storage.residence import drop
 
 RESULTS = Path(__file__).parent / "results"
@@ -36,20 +37,20 @@ ROUNDS = 14
 def without(*, checksums: bool):
     """No journal, and no checksums either unless asked for."""
     seconds, of_all = writing.COMMIT_SECONDS, Blocks.checksums
-    whole, parts = Blocks.add_whole, Blocks.add_parts
-    commit = writing.CheckpointWriter._commit
+    summed, written = Blocks.sum, Blocks.written
+    add = Commits.add
     writing.COMMIT_SECONDS = float("inf")
-    writing.CheckpointWriter._commit = lambda self, wait: None
+    Commits.add = lambda self, blocks: None
     if not checksums:
-        Blocks.add_whole = lambda self, shard, start, view: ([], [])
-        Blocks.add_parts = lambda self, shard, parts: []
+        Blocks.sum = lambda self, shard, start, view: None
+        Blocks.written = lambda self, shard, start, stop: []
         Blocks.checksums = lambda self: ({}, [])
     try:
         yield
     finally:
         writing.COMMIT_SECONDS, Blocks.checksums = seconds, of_all
-        Blocks.add_whole, Blocks.add_parts = whole, parts
-        writing.CheckpointWriter._commit = commit
+        Blocks.sum, Blocks.written = summed, written
+        Commits.add = add
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:

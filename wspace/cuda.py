@@ -11,7 +11,7 @@ import torch
 
 from wkernels import mixes, ops
 from wkernels.gpu import products, statistics
-from wspace.devices import allocate
+from wspace.devices import Ready, allocate
 from wspace.errors import DeviceError
 from wspace.pipeline import HELD, Accelerator, Pipeline
 from wspace.stream import Chunk
@@ -90,7 +90,7 @@ class Gpu:
 
     def weighted_sum(
         self, chunk: Chunk, weights: np.ndarray, copied: np.ndarray, *, based: bool,
-        out: np.ndarray, out_starts: Sequence[int], out_names: Sequence[str],
+        out: np.ndarray, out_starts: Sequence[int], out_names: Sequence[str], ready: Ready,
     ) -> int:  # fmt: skip
         rows, base = rows_of(chunk, based)
         types = [getattr(torch, name) for name in out_names]

@@ -8,8 +8,8 @@ from __future__ import annotations
 import mmap
 import os
 import re
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,6 +18,16 @@ from wspace.profiling import KERNELS, stage
 
 if TYPE_CHECKING:
     from wspace.stream import Chunk
+
+
+class Ready(NamedTuple):
+    """What takes results while a cache has them."""
+
+    take: Callable[[int, int], object]
+    """Called with start and stop of elements that are there, by the thread that has just made them;
+    by several threads at once."""
+    near: Sequence[int]
+    """Elements at which they had better start, sorted."""
 
 
 class Device(Protocol):
@@ -38,11 +48,12 @@ class Device(Protocol):
 
     def weighted_sum(
         self, chunk: Chunk, weights: np.ndarray, copied: np.ndarray, *, based: bool,
-        out: np.ndarray, out_starts: Sequence[int], out_names: Sequence[str],
+        out: np.ndarray, out_starts: Sequence[int], out_names: Sequence[str], ready: Ready,
     ) -> int:  # fmt: skip
         """Mixes of the chunk's rows into host rows; returns how many results are NaN or Inf.
 
-        ``based``: the last row of the chunk is the base.
+        ``based``: the last row of the chunk is the base. ``ready`` takes all elements, or, where no
+        cache of the host has them, none.
         """
         ...
 
@@ -122,14 +133,17 @@ class Cpu:
 
     def weighted_sum(
         self, chunk: Chunk, weights: np.ndarray, copied: np.ndarray, *, based: bool,
-        out: np.ndarray, out_starts: Sequence[int], out_names: Sequence[str],
+        out: np.ndarray, out_starts: Sequence[int], out_names: Sequence[str], ready: Ready,
     ) -> int:  # fmt: skip
         from wkernels import cpu
 
         rows, base = self._rows(chunk, based)
         outs = cpu.Pointers.of([out.ctypes.data + start for start in out_starts], out_names)
         n = chunk.plan.n
-        return cpu.weighted_sum(rows, weights, copied, base, outs, n, threads=self.threads)
+        return cpu.weighted_sum(
+            rows, weights, copied, base, outs, n, threads=self.threads, ready=ready.take,
+            near=ready.near,
+        )  # fmt: skip
 
     def products(
         self, op: str, chunk: Chunk, segments: np.ndarray, sums: np.ndarray, *, based: bool

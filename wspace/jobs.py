@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import count, groupby
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,8 +15,8 @@ from wspace.devices import Device
 from wspace.errors import NonFiniteError, OutputError
 from wspace.passes import describe_non_finite
 from wspace.profiling import PASS, WRITES, stage
+from wspace.sinks import FileSink, Results
 from wspace.storage.headers import BITS, CODES, KERNEL_NAMES
-from wspace.storage.writing import CheckpointWriter
 from wspace.stream import (
     OUTPUTS,
     Chunk,
@@ -100,80 +100,12 @@ def plan_jobs(zoo: Zoo, jobs: Sequence[Job], worker: Device, budget: int) -> lis
     return list(plan_chunks(zoo, rows_of(jobs), size, MAX_PIECES))
 
 
-Places = Sequence[tuple[str, int]]
-"""For each of a zoo's tensors, the output tensor that it is part of, and the element of it at which
-it starts."""
-
-
-class Sink(Protocol):
-    """Takes the results of chunks."""
-
-    def positions(self, plan: ChunkPlan, dtype: str) -> list[int]:
-        """Where in its file each mix's row would start, if all of it went where most of it goes."""
-        ...
-
-    def __call__(
-        self, chunk: Chunk, buffer: np.ndarray, starts: Sequence[int], dtype: str
-    ) -> list[Future[None]]:
-        """``starts``: of the mixes' rows in the buffer, which is theirs until all futures are
-        done."""
-        ...
-
-
-class FileSink:
-    """Writes each mix's row to its checkpoint, neighbouring tensors in one piece."""
-
-    def __init__(self, outputs: Sequence[tuple[Places, CheckpointWriter]]) -> None:
-        self._outputs = outputs
-
-    def __call__(self, chunk: Chunk, buffer, starts, dtype: str) -> list[Future[None]]:
-        futures = []
-        for (places, writer), row_start in zip(self._outputs, starts, strict=True):
-            for shard, position, at, nbytes in _runs(chunk.plan, dtype, places, writer):
-                start = row_start + at
-                futures += writer.write(shard, position, buffer[start : start + nbytes])
-        return futures
-
-    def positions(self, plan: ChunkPlan, dtype: str) -> list[int]:
-        found = []
-        for places, writer in self._outputs:
-            longest = max(_runs(plan, dtype, places, writer), key=lambda run: run[3])
-            found.append(longest[1] - longest[2])
-        return found
-
-    def has(self, plan: ChunkPlan, dtype: str) -> bool:
-        """Whether an earlier run has written all that comes of a chunk."""
-        return all(
-            writer.resumed
-            and all(
-                writer.finished(shard, position, nbytes)
-                for shard, position, _, nbytes in _runs(plan, dtype, places, writer)
-            )
-            for places, writer in self._outputs
-        )
-
-
-def _runs(plan: ChunkPlan, dtype: str, places: Places, writer: CheckpointWriter) -> list[list[int]]:
-    """Where a chunk's results go: shard, byte in its file, byte in the row of results, bytes."""
-    width = BITS[dtype] // 8
-    runs: list[list[int]] = []
-    for piece in plan.pieces:
-        name, first = places[piece.tensor]
-        shard, position = writer.place(name, (first + piece.start) * width)
-        nbytes = (piece.stop - piece.start) * width
-        if runs and runs[-1][0] == shard and runs[-1][1] + runs[-1][3] == position:
-            runs[-1][3] += nbytes
-        else:
-            runs.append([shard, position, piece.at * width, nbytes])
-    return runs
-
-
 class Job(NamedTuple):
     """Mixes of some of a zoo's rows, and where they go."""
 
     mixes: Mixes
     dtype: str | None  # None: see output_dtype
-    sink: Sink = FileSink(())
+    sink: FileSink = FileSink(())
 
 
 def rows_of(jobs: Sequence[Job]) -> tuple[int, ...]:
@@ -189,7 +121,7 @@ def run_mixes(
     plans: Sequence[ChunkPlan],
     worker: Device,
     dtype: str | None,
-    sink: Sink,
+    sink: FileSink,
     progress: Progress | None,
     allow_non_finite: bool,
 ) -> None:
@@ -239,13 +171,14 @@ def run_jobs(
         for job, of_chunk, name in zip(jobs, which, names, strict=True):
             own = starts[first : first + job.mixes.n_mixes]
             first += job.mixes.n_mixes
-            bad = _compute(job.mixes, chunk.of_rows(of_chunk), worker, buffer, own, name)
+            results = job.sink.results(chunk.plan, buffer, own, name)
+            bad = _compute(job.mixes, chunk.of_rows(of_chunk), worker, buffer, own, name, results)
             if bad and not allow_non_finite:
                 raise NonFiniteError(
                     describe_non_finite(zoo, chunk, rows, worker)
                     or _describe_overflow(zoo, chunk, name)
                 )
-            waiting[turn] += job.sink(chunk, buffer, own, name)
+            waiting[turn] += results.write()
 
     turns = count()
     until = list(range(len(visits)))
@@ -269,7 +202,7 @@ def run_jobs(
 
 def _compute(
     chosen: Mixes, chunk: Chunk, worker: Device, buffer: np.ndarray, starts: tuple[int, ...],
-    name: str,
+    name: str, results: Results,
 ) -> int:  # fmt: skip
     """Mixes of a chunk into rows of the buffer; returns how many results are NaN or Inf."""
     bad, width = 0, BITS[name] // 8
@@ -278,6 +211,7 @@ def _compute(
             part, weights, mixes.copied_rows(weights, has_base=chosen.based), based=chosen.based,
             out=buffer, out_starts=[start + at * width for start in starts],
             out_names=[KERNEL_NAMES[name]] * chosen.n_mixes,
+            ready=results.ready(at, part.plan.n),
         )  # fmt: skip
     return bad
 

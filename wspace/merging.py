@@ -11,9 +11,10 @@ import numpy as np
 from wspace.devices import device_named
 from wspace.dividing import Columns, own_columns, within
 from wspace.errors import MisalignedZooError, OutputError, WspaceError
-from wspace.jobs import FileSink, Mixes, finish, output_dtype, plan_mixes, run_mixes, unfinished
+from wspace.jobs import Mixes, finish, output_dtype, plan_mixes, run_mixes, unfinished
 from wspace.placement import choose, mixes_job
 from wspace.shares import Share
+from wspace.sinks import FileSink
 from wspace.sizes import parse_bytes
 from wspace.storage.checksums import checksum
 from wspace.storage.fingerprints import fingerprint

@@ -12,6 +12,7 @@ import numpy as np
 
 from wkernels.dtypes import FLOATS
 from wspace.cuda import Gpu
+from wspace.devices import Ready
 from wspace.pipeline import HELD, Arrival
 from wspace.storage.headers import BITS
 from wspace.stream import CUT, Chunk, ChunkPlan, Piece
@@ -66,7 +67,7 @@ class Several:
 
     def weighted_sum(
         self, chunk: Chunk, weights: np.ndarray, copied: np.ndarray, *, based: bool,
-        out: np.ndarray, out_starts: Sequence[int], out_names: Sequence[str],
+        out: np.ndarray, out_starts: Sequence[int], out_names: Sequence[str], ready: Ready,
     ) -> int:  # fmt: skip
         def mix(part: Part) -> int:
             starts = [
@@ -75,7 +76,7 @@ class Several:
             ]
             return part.device.weighted_sum(
                 part.chunk, weights, copied, based=based, out=out, out_starts=starts,
-                out_names=out_names,
+                out_names=out_names, ready=ready,
             )  # fmt: skip
 
         return sum(self._threads.map(mix, chunk.buffer))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -17,11 +18,18 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def over_ranges(
-    work: Callable[[int, int], Any], n: int, *, step: int, threads: int, least: int
+    work: Callable[[int, int], Any],
+    n: int,
+    *,
+    step: int,
+    threads: int,
+    least: int,
+    near: Sequence[int] = (),
 ) -> list[Any]:
     """``[work(start, stop), ...]`` over consecutive ranges that cover ``0..n``.
 
     Ranges start at multiples of ``step`` and hold at least ``least``; the results come in order.
+    ``near``: sorted; each range starts at the last of these before where it would, if there is one.
     """
     if n == 0:
         return []
@@ -30,5 +38,9 @@ def over_ranges(
         return [work(0, n)]
     size = -(-n // pieces)
     size = -(-size // step) * step
-    starts = range(0, n, size)
-    return list(_pool(threads).map(lambda start: work(start, min(start + size, n)), starts))
+    starts = list(range(0, n, size))
+    if near:
+        last = [bisect_right(near, start) - 1 for start in starts]
+        starts = [near[k] if k >= 0 else start for k, start in zip(last, starts, strict=True)]
+        starts = sorted({0, *starts})
+    return list(_pool(threads).map(work, starts, [*starts[1:], n]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 from wkernels.cpu.alike import add_rows, stand_in, store_rows
@@ -40,8 +42,13 @@ def weighted_sum(
     n: int,
     *,
     threads: int,
+    ready: Callable[[int, int], object] = lambda start, stop: None,
+    near: Sequence[int] = (),
 ) -> int:
     """See ``ops.weighted_sum``; ``copied`` is ``mixes.copied_rows``; ``base`` has 0 or 1 rows.
+
+    ``ready(start, stop)`` is called by each thread with the elements that it has just written,
+    which start at one of those in ``near`` (sorted), where there are any.
 
     Returns how many elements of the outputs are NaN or Inf: as products with zero are NaN too, 0
     means that every row that any mix computes with is finite.
@@ -67,15 +74,17 @@ def weighted_sum(
     origin = base.addresses[0] if len(base) else None
 
     def work(start: int, stop: int) -> int:
+        done, bad = start, 0
         if stored is not None:
-            start = _sum_alike(
+            done = _sum_alike(
                 stored, rows.addresses, factors, origin, outs.addresses[0], start, stop, bypass
             )
-        if start == stop:
-            return 0
-        return _range(*used, factors, *base, *outs_mixed, copies, start, stop, bypass)
+        if done < stop:
+            bad = _range(*used, factors, *base, *outs_mixed, copies, done, stop, bypass)
+        ready(start, stop)
+        return bad
 
-    return sum(over_ranges(work, n, step=BLOCK, threads=threads, least=PARALLEL))
+    return sum(over_ranges(work, n, step=BLOCK, threads=threads, least=PARALLEL, near=near))
 
 
 def _stored_alike(

@@ -16,9 +16,10 @@ from wspace.elementwise.sources import Blocks, Source, View, in_memory, view_of
 from wspace.elementwise.statistics import Tables, draw_key
 from wspace.elementwise.work import Work, layout_of, times_read
 from wspace.errors import CheckpointError, NonFiniteError
-from wspace.jobs import FileSink, finish
+from wspace.jobs import finish
 from wspace.passes import describe_non_finite
 from wspace.profiling import PASS, stage
+from wspace.sinks import FileSink
 from wspace.storage.headers import BITS, KERNEL_NAMES
 from wspace.storage.residence import PAGE
 from wspace.stream import (

@@ -13,12 +13,13 @@ import numpy as np
 
 from wspace.devices import Device
 from wspace.errors import BudgetError, NonFiniteError
-from wspace.jobs import MAX_PIECES, FileSink, Job, Mixes, plan_jobs, run_jobs, unfinished
+from wspace.jobs import MAX_PIECES, Job, Mixes, plan_jobs, run_jobs, unfinished
 from wspace.passes import describe_non_finite, segments_of
 from wspace.recipes.parts import MATRIX_ROWS, Batch, Part, Shared, Use, batches_of, parts_of
 from wspace.recipes.plan import Plan
 from wspace.recipes.problems import RecipeError
 from wspace.recipes.tensors import TensorPlan
+from wspace.sinks import FileSink
 from wspace.storage.headers import BITS, KERNEL_NAMES
 from wspace.storage.writing import CheckpointWriter
 from wspace.stream import OUTPUTS, SLOTS, Chunk, Progress, chunk_elements, reading_workspace

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
 
 import numpy as np
 
@@ -14,15 +13,6 @@ from wspace.storage.journal import Block
 
 Place = tuple[int, int, int]
 """Of a tensor: its shard, the byte in the shard's file at which it starts, and its bytes."""
-
-
-class Part(NamedTuple):
-    """Of a block's bytes, those that a write holds."""
-
-    block: int  # byte in the shard's file at which it starts
-    nbytes: int  # of the block
-    start: int  # of the part, in the block
-    data: memoryview
 
 
 class Blocks:
@@ -39,6 +29,7 @@ class Blocks:
         self._restored: frozenset[tuple[int, int]] = frozenset()  # of an earlier run
         self._done: dict[tuple[int, int], str] = {}
         self._open: dict[tuple[int, int], OpenBlock] = {}
+        self._missing: dict[tuple[int, int], int] = {}  # bytes, of blocks that are written in part
         self._lock = threading.Lock()
 
     def restore(self, blocks: Iterable[Block]) -> None:
@@ -71,27 +62,39 @@ class Blocks:
         if first < stop:
             yield first, stop
 
-    def add_whole(self, shard: int, start: int, view: np.ndarray) -> tuple[list[Block], list[Part]]:
-        """Bytes that are written: the blocks that lie in them whole, and parts of others."""
-        data, found, parts = view.data, [], []
+    def starts(self, shard: int, start: int, stop: int) -> list[int]:
+        """Of the blocks of a run, and of the run."""
+        return [part for _, _, part, _ in self._cut(shard, start, stop)]
+
+    def sum(self, shard: int, start: int, view: np.ndarray) -> None:
+        """Take the checksums of bytes that will be written; of those of blocks in several parts."""
+        data = view.data
         for block, block_stop, part, stop in self._cut(shard, start, start + len(view)):
             piece = data[part - start : stop - start]
-            if stop - part < block_stop - block:
-                parts.append(Part(block, block_stop - block, part - block, piece))
+            if stop - part == block_stop - block:
+                self._done[shard, block] = checksum(piece)
                 continue
-            digest = self._done[shard, block] = checksum(piece)
-            found.append(Block(shard, block, stop - part, digest))
-        return found, parts
-
-    def add_parts(self, shard: int, parts: Iterable[Part]) -> list[Block]:
-        """The blocks that are finished by these parts."""
-        found = []
-        for block, nbytes, start, data in parts:
-            digest = self._joined((shard, block), nbytes, start, data)
+            digest = self._joined((shard, block), block_stop - block, part - block, piece)
             if digest is not None:
                 self._done[shard, block] = digest
-                found.append(Block(shard, block, nbytes, digest))
+
+    def written(self, shard: int, start: int, stop: int) -> list[Block]:
+        """The blocks that are finished by bytes that were summed before, and are written now."""
+        found = []
+        for block, block_stop, part, end in self._cut(shard, start, stop):
+            nbytes = block_stop - block
+            if end - part == nbytes or self._completed((shard, block), nbytes, end - part):
+                found.append(Block(shard, block, nbytes, self._done[shard, block]))
         return found
+
+    def _completed(self, key: tuple[int, int], nbytes: int, more: int) -> bool:
+        with self._lock:
+            left = self._missing.get(key, nbytes) - more
+            if left:
+                self._missing[key] = left
+            else:
+                self._missing.pop(key, None)
+            return not left
 
     def _joined(
         self, key: tuple[int, int], nbytes: int, start: int, part: memoryview

@@ -26,14 +26,14 @@ def checksum(data: bytes | memoryview) -> str:
     """32 hexadecimal digits. ``data``: contiguous bytes."""
     if len(data) <= PIECE:
         return xxhash.xxh3_128_hexdigest(data)
-    digest = xxhash.xxh3_128()
-    _update(digest, data)
+    view = memoryview(data)
+    digest = xxhash.xxh3_128(view[:PIECE])
+    _update(digest, view, PIECE)
     return digest.hexdigest()
 
 
-def _update(digest: xxhash.xxh3_128, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    for start in range(0, len(view), PIECE):
+def _update(digest: xxhash.xxh3_128, view: memoryview, first: int = 0) -> None:
+    for start in range(first, len(view), PIECE):
         digest.update(view[start : start + PIECE])
 
 
@@ -55,6 +55,6 @@ class OpenBlock:
         self._early[start] = part if start == self._done else bytes(part)
         while self._done in self._early:
             piece = self._early.pop(self._done)
-            _update(self._hash, piece)
+            _update(self._hash, memoryview(piece))
             self._done += len(piece)
         return self._hash.hexdigest() if self._done == self._nbytes else None

@@ -89,7 +89,8 @@ class Journal:
         self._descriptor = -1
 
     def _line(self, block: Block) -> str:
-        text = " ".join(map(str, block))
+        shard, start, nbytes, checksum = block
+        text = f"{shard} {start} {nbytes} {checksum}"
         return f"{text} {_check(text, self._job)}\n"
 
 

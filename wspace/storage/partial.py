@@ -149,7 +149,7 @@ class Partial:
     def add(self, blocks: list[Block]) -> None:
         """Journal blocks whose bytes are on the disk."""
         if not self._settled:
-            for path in (self._folder / "job.json", self.output, self._folder, self.out.parent):
+            for path in (self._folder / "job.json", self.output, self._folder, *self._above):
                 flush(path)
             self._settled = True
         assert self._journal is not None
@@ -180,11 +180,17 @@ class Partial:
         if self.out.exists() or self.out.is_symlink():
             raise OutputError(f"{self.out}: was made by something else while this ran")
         self.output.rename(self.out)
-        self._made = []
+        above, self._made = self._above, []
         try:
-            flush(self.out.parent)
+            for folder in above:
+                flush(folder)
         finally:
             self.remove()
+
+    @property
+    def _above(self) -> list[Path]:
+        """The folders that hold the output's name, and those of folders made for it."""
+        return [self.out.parent, *(folder.parent for folder in self._made)]
 
     @property
     def of_use(self) -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +19,7 @@ from wspace.sizes import format_bytes
 from wspace.storage.blocks import Blocks, Place, blocks_within
 from wspace.storage.checkpoints import INDEX, Checkpoint, open_checkpoint
 from wspace.storage.checksums import ALGORITHM, BLOCK, checksum
+from wspace.storage.commits import Commits
 from wspace.storage.companions import companions, mend_config, write_json
 from wspace.storage.files import WRITE, OutputFile
 from wspace.storage.fingerprints import Fingerprint, digest_of, stamps_of
@@ -32,7 +31,7 @@ from wspace.storage.remote import locations
 from wspace.storage.stamps import refuse_changed
 
 COMMIT_SECONDS = 1.0
-"""What a crash may cost: finished blocks are journaled once in that time."""
+"""What a crash may cost: so long after finished blocks were journaled, the next are."""
 
 
 class NewCheckpoint(NamedTuple):
@@ -86,8 +85,6 @@ class CheckpointWriter:
                 f"{output.stem}-{k + 1:05}-of-{width:05}.safetensors" for k in range(width)
             ]
         self._total = sum(tensor.nbytes for tensor in output.tensors)
-        self._finished: list[Block] = []  # and not in the journal yet
-        self._lock, self._committing = threading.Lock(), threading.Lock()
         self._share, self._own = share, output.own
         self._earlier = False
         self._partial = Partial(self.out, output.job, restart=restart, share=share)
@@ -100,7 +97,7 @@ class CheckpointWriter:
                 raise OutputError(f"{self.out}: cannot be written: {error.strerror}") from error
             raise
         self._blocks = Blocks(self._places, len(shards))
-        self._committed = time.monotonic()
+        self._commits = Commits(self._partial, self._files, pool, COMMIT_SECONDS)
 
     def _create(self, shard: Sequence[OutputTensor], metadata: dict[str, str]) -> None:
         header, starts, length = render_header(
@@ -173,50 +170,47 @@ class CheckpointWriter:
         shard, first, whole = self._places[name]
         return self.finished(shard, first + start, whole if nbytes is None else nbytes)
 
-    def write(self, shard: int, position: int, view: np.ndarray) -> list[Future[None]]:
-        """Start writing; ``view`` (uint8) must stay as it is until every future is done."""
+    def blocks_in(self, shard: int, position: int, nbytes: int) -> list[int]:
+        """Where blocks start among these bytes; the first of them may be in the middle of one."""
+        return self._blocks.starts(shard, position, position + nbytes)
+
+    def sum(self, shard: int, position: int, view: np.ndarray) -> None:
+        """Take checksums of what will be written there: now, while a cache has it."""
+        with profiling.stage(profiling.CHECKSUM, len(view)):
+            for start, stop in self._blocks.unfinished(shard, position, position + len(view)):
+                self._blocks.sum(shard, start, view[start - position : stop - position])
+
+    def write(
+        self, shard: int, position: int, view: np.ndarray, *, summed: bool = False
+    ) -> list[Future[None]]:
+        """Start writing; ``view`` (uint8) must stay as it is until every future is done.
+
+        ``summed``: all of it was given to :meth:`sum`.
+        """
         futures = []
         for start, stop in self._blocks.unfinished(shard, position, position + len(view)):
             while start < stop:
                 end = min(stop, start - start % WRITE + WRITE)  # whole pages, but for the ends
                 part = view[start - position : end - position]
-                futures.append(self._pool.submit(self._write, shard, start, part))
+                futures.append(self._pool.submit(self._write, shard, start, part, summed))
                 start = end
         return futures
 
-    def _write(self, shard: int, position: int, view: np.ndarray) -> None:
+    def _write(self, shard: int, position: int, view: np.ndarray, summed: bool) -> None:
         try:
-            with profiling.stage(profiling.CHECKSUM, len(view)):  # some of it is in a cache yet
-                blocks, parts = self._blocks.add_whole(shard, position, view)
+            if not summed:
+                with profiling.stage(profiling.CHECKSUM, len(view)):  # some is in a cache yet
+                    self._blocks.sum(shard, position, view)
             with profiling.stage(profiling.WRITE, len(view)):
                 self._files[shard].write(view, position)
-            with profiling.stage(profiling.CHECKSUM):
-                blocks += self._blocks.add_parts(shard, parts)  # the last one ends its block
-            with self._lock:
-                self._finished += blocks
-            if time.monotonic() - self._committed >= COMMIT_SECONDS:
-                self._commit(wait=False)
+            blocks = self._blocks.written(shard, position, position + len(view))
         except OSError as error:
             raise OutputError(f"{self.out}: {self._names[shard]}: {error.strerror}") from error
-
-    def _commit(self, *, wait: bool) -> None:
-        """Journal what is finished, when it is on the disk."""
-        if not self._committing.acquire(blocking=wait):
-            return  # another thread is at it
-        try:
-            with self._lock:
-                blocks, self._finished = self._finished, []
-            if blocks:
-                for shard in {block.shard for block in blocks}:
-                    self._files[shard].sync()
-                self._partial.add(blocks)
-            self._committed = time.monotonic()
-        finally:
-            self._committing.release()
+        self._commits.add(blocks)
 
     def written(self) -> Checkpoint:
         """What was written so far, as a checkpoint."""
-        self._commit(wait=True)
+        self._commits.now()
         return open_checkpoint(self._partial.output)
 
     @profiling.stage(profiling.FLUSH)
@@ -240,11 +234,11 @@ class CheckpointWriter:
         tensors, missing = self._blocks.checksums()
         if missing:
             raise OutputError(f"{self.out}: tensor {missing[0]!r} was not written whole")
+        rest = self._commits.rest()
         try:
             for shard in self._files:
                 shard.sync()
             self._close()
-            rest, self._finished = self._finished, []
             try:
                 self._complete(donor, dict(record), tensors, dtype, files or {})
             except BaseException:
@@ -297,7 +291,7 @@ class CheckpointWriter:
 
     def leave(self) -> None:
         """Journal this process's share, and let go of the output."""
-        self._commit(wait=True)
+        self._commits.now()
         self._partial.leave()
 
     def take_over(self) -> bool:
