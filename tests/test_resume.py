@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -613,3 +614,38 @@ def test_the_record_holds_what_the_bytes_follow_from(runs, tmp_path):
         "digest": checksum(file.read_bytes()[: 8 + length]),
     }
     assert str(tmp_path / "runs/0/config.json") in record["inputs"]
+
+
+def test_the_record_names_inputs_as_they_were_given(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    zoo = ws.open_zoo("runs/*", base="base")
+    with pytest.raises(StoppedError):
+        ws.merge(zoo, WEIGHTS, "out", memory=MEMORY, progress=stop_at(0.6))
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("runs", "base"):
+        (tmp_path / "elsewhere" / name).symlink_to(tmp_path / name)
+    monkeypatch.chdir(tmp_path / "elsewhere")  # the same files by the same names
+    said = []
+    ws.merge(zoo, WEIGHTS, tmp_path / "out", memory=MEMORY, note=said.append)
+    assert "going on from" in said[0]
+    text = (tmp_path / "out/wspace.json").read_text()
+    assert str(tmp_path) not in text
+    assert set(json.loads(text)["inputs"]) == {
+        f"{folder}/{file}"
+        for folder in ("base", "runs/0", "runs/1")
+        for file in ("model.safetensors", "config.json")
+        if (tmp_path / folder / file).exists()
+    }
+
+
+def test_other_files_of_the_same_names_are_told_apart(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    zoo = ws.open_zoo("runs/*", base="base")
+    with pytest.raises(StoppedError):
+        ws.merge(zoo, WEIGHTS, tmp_path / "out", memory=MEMORY, progress=stop_at(0.6))
+    shutil.copytree("runs", "elsewhere/runs", copy_function=shutil.copyfile)
+    shutil.copytree("base", "elsewhere/base")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    zoo = ws.open_zoo("runs/*", base="base")
+    with pytest.raises(OutputError, match=r"runs/0/model\.safetensors has changed"):
+        ws.merge(zoo, WEIGHTS, tmp_path / "out", memory=MEMORY)

@@ -32,16 +32,20 @@ def fingerprint(
     also: Iterable[Location] = (),
     **settings: Any,
 ) -> Fingerprint:
-    """``made``: how the output is made. ``also``: more files that it follows from."""
+    """``made``: how the output is made. ``also``: more files that it follows from.
+
+    Files have the names that the user gave them: an output that is published tells nothing of the
+    machine. Which file it was, its stamp says.
+    """
     stamps: dict[str, Stamp] = {}
     others = list(also)
     for checkpoint in inputs:
         for file, stamp in zip(checkpoint.files, checkpoint.stamps, strict=True):
-            stamps[str(file.absolute())] = stamp
+            stamps[str(file)] = stamp
         folders = {file.parent for file in checkpoint.files}
         others += [folder / name for folder in sorted(folders, key=str) for name in _CONFIGS]
     for path in others:
-        name = str(path.absolute())
+        name = str(path)
         if name not in stamps and path.is_file():
             stamps[name] = stamp_of(path)
     found = {
