@@ -1,80 +1,24 @@
 """Disks that fail: the outcome is the right output or a clear error, never a wrong output."""
 
-import errno
-import fcntl
-import os
 import random
 import shutil
-from collections import Counter
-from pathlib import Path
+from collections import Counter, defaultdict
 
 import pytest
 
 import wspace as ws
+from bench.faults import FLIPS, FOUND, REFUSED, RIGHT, UNNOTICED, UNSEEN, WRONG, Bench, power
+from bench.faulty import Faults
 from tests.zoos import zoo_on_disk
 from wspace.errors import WspaceError
 from wspace.storage import local, writing
 from wspace.storage.residence import drop
-
-ERRORS = (errno.EIO, errno.ENOSPC, errno.EINTR, errno.EDQUOT)
-SHARE = 0.02
-"""Of the calls that fail; several times as many do less than was asked."""
 
 ROUNDS = 60
 """At most; which call fails depends on which thread comes first."""
 
 MOST = 40
 """Runs of one command, before it is said never to end."""
-
-
-class Faults:
-    """Stands in for calls of ``os``: some fail, and some read or write a part."""
-
-    def __init__(self, seed, patch):
-        self._draw = random.Random(seed)
-        self.counts = Counter()
-        self._calls = {name: getattr(os, name) for name in ("preadv", "pread", "pwrite")}
-        patch.setattr(os, "preadv", self._preadv)
-        patch.setattr(os, "pread", self._pread)
-        patch.setattr(os, "pwrite", self._pwrite)
-        for name in ("fsync", "fdatasync", "posix_fallocate", "ftruncate"):
-            self._calls[name] = getattr(os, name)
-            patch.setattr(os, name, self._failing(name))
-        rename = Path.rename
-        patch.setattr(Path, "rename", lambda path, to: (self._fail("rename"), rename(path, to))[1])
-
-    def _fail(self, name):
-        if self._draw.random() < SHARE:
-            number = self._draw.choice(ERRORS)
-            self.counts[name] += 1
-            raise OSError(number, os.strerror(number))
-
-    def _failing(self, name):
-        def call(*arguments):
-            self._fail(name)
-            return self._calls[name](*arguments)
-
-        return call
-
-    def _short(self, n):
-        if self._draw.random() < 5 * SHARE and n > 1:
-            self.counts["short"] += 1
-            return self._draw.randrange(1, n)
-        return n
-
-    def _preadv(self, descriptor, buffers, position):
-        self._fail("preadv")
-        self.counts["direct"] += bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT)
-        (buffer,) = buffers
-        return self._calls["preadv"](descriptor, [buffer[: self._short(len(buffer))]], position)
-
-    def _pread(self, descriptor, n, position):
-        self._fail("pread")
-        return self._calls["pread"](descriptor, self._short(n), position)
-
-    def _pwrite(self, descriptor, data, position):
-        self._fail("pwrite")
-        return self._calls["pwrite"](descriptor, data[: self._short(len(data))], position)
 
 
 def leave_the_cache(folder):
@@ -96,8 +40,7 @@ def test_the_right_output_or_a_clear_error(tmp_path, monkeypatch, seed, past_cac
     (expected,) = ws.merge(zoo, [0.3, 0.7], tmp_path / "expected", **options)
     shards = {p.name: p.read_bytes() for p in expected.glob("*.safetensors")}
     out, outcomes, said = tmp_path / "out", Counter(), []
-    with monkeypatch.context() as patch:
-        faults = Faults(seed, patch)
+    with Faults(seed) as faults:
         for _ in range(ROUNDS):
             enough = outcomes["error"] >= 5 and outcomes["right"] >= 12
             if enough and any("going on from" in line for line in said):
@@ -119,7 +62,51 @@ def test_the_right_output_or_a_clear_error(tmp_path, monkeypatch, seed, past_cac
             shutil.rmtree(out)
     assert outcomes["error"] >= 5, outcomes
     assert outcomes["right"] >= 3, outcomes
-    assert faults.counts["short"] >= 5, faults.counts
+    short = sum(n for name, n in faults.counts.items() if name.endswith("short"))
+    assert short >= 5, faults.counts
     assert (faults.counts["direct"] >= 50) == past_cache, faults.counts
     assert any("going on from" in line for line in said)
     assert {p.name for p in tmp_path.iterdir()} == {"zoo", "expected"}
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "COMMIT_SECONDS", 0)
+    return Bench(tmp_path)
+
+
+EXPECTED = {
+    "journal of an unfinished output": {RIGHT},
+    "bytes of an unfinished output": {RIGHT},
+    "fingerprint of an unfinished output": {RIGHT, REFUSED},
+    "writes": {RIGHT, FOUND},
+    "any file of an output": {FOUND},
+    "header of an input": {RIGHT, REFUSED},
+    "input that a program writes to while the merge runs": {REFUSED},
+    "weights of an input": {UNNOTICED, REFUSED},
+    "weights of an input while the merge runs": {UNNOTICED, REFUSED},
+}
+
+
+@pytest.mark.parametrize("place", FLIPS)
+def test_a_flipped_bit_is_noticed_where_it_can_be(bench, place):
+    assert (UNNOTICED in EXPECTED[place]) == (place in UNSEEN)
+    for seed in range(6):
+        assert FLIPS[place](bench, random.Random(seed)) in EXPECTED[place], seed
+        bench.clear()
+
+
+@pytest.mark.parametrize("resumed", [False, True], ids=["anew", "resumed"])
+@pytest.mark.parametrize("seed", range(3))
+def test_when_power_is_lost_there_is_nothing_or_everything(bench, seed, resumed):
+    counts = defaultdict(Counter)
+    power(bench, random.Random(seed), counts, resumed, share=0.4)
+    assert sum(sum(outcomes.values()) for outcomes in counts.values()) >= 5
+    assert not any(outcomes[WRONG] for outcomes in counts.values()), counts
+
+
+def test_power_that_is_lost_finds_what_was_not_synced(bench, monkeypatch):
+    monkeypatch.setattr(writing, "flush", lambda path: None)  # of the small files
+    counts = defaultdict(Counter)
+    power(bench, random.Random(0), counts, False)
+    assert counts["after the end"][WRONG]

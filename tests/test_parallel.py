@@ -1,0 +1,50 @@
+"""Work is cut so that every element is done once, near where it had better be cut."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wkernels.cpu import Pointers, weighted_sum
+from wkernels.cpu.parallel import over_ranges
+from wkernels.mixes import MIXED
+
+N = 300_000
+
+
+@given(st.integers(1, N), st.lists(st.integers(0, N - 1), unique=True).map(sorted))
+def test_ranges_cover_everything_once(n, near):
+    near = [start for start in near if start < n]
+    found = over_ranges(lambda a, b: (a, b), n, step=64, threads=2, least=1000, near=near)
+    assert [a for a, _ in found] == [0, *(b for _, b in found[:-1])]
+    assert found[-1][1] == n
+    assert all(a < b for a, b in found)
+    even = over_ranges(lambda a, b: (a, b), n, step=64, threads=2, least=1000)
+    last = [max((k for k in near if k <= a), default=a) for a, _ in even]
+    assert {a for a, _ in found} == {0, *last}
+
+
+@pytest.mark.parametrize("near", [(), (70_001, 140_003, 250_000)])
+def test_what_is_said_to_be_ready_is_there(near):
+    rows = np.random.default_rng(0).standard_normal((2, N), dtype=np.float32)
+    out = np.full(N, np.nan, np.float32)
+    seen = np.zeros(N, int)
+
+    def ready(start, stop):
+        seen[start:stop] += 1
+        assert np.array_equal(out[start:stop], rows[0, start:stop] + rows[1, start:stop])
+
+    where = [row.ctypes.data for row in rows]
+    bad = weighted_sum(
+        Pointers.of(where, ["float32", "float32"]),
+        np.ones((1, 2)),
+        np.array([MIXED]),
+        Pointers.of([], []),
+        Pointers.of([out.ctypes.data], ["float32"]),
+        N,
+        threads=2,
+        ready=ready,
+        near=near,
+    )
+    assert bad == 0
+    assert (seen == 1).all()
