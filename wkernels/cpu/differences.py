@@ -1,4 +1,4 @@
-"""The loops over differences from a base, as LLVM vectors: thresholds, elections, 64 a turn.
+"""The loops over differences from a base, as LLVM vectors: masks, elections, 64 a turn.
 
 What they compute element by element is what the plain loops of ``masks``, ``selection`` and
 ``consensus`` compute, to the bit; those do what is left over, and the types that are not here.
@@ -16,18 +16,18 @@ _MAGNITUDE = 0x7FFFFFFF
 _INFINITY = 0x7F800000
 
 
-def _constant(element, number):
+def constant(element, number):
     return ir.Constant(lanes(element), [number] * LANES)
 
 
-def _spread(builder, scalar):
+def spread(builder, scalar):
     """A vector that holds one number in all lanes."""
     nothing = ir.Constant(lanes(scalar.type), ir.Undefined)
     first = builder.insert_element(nothing, scalar, INT32(0))
-    return builder.shuffle_vector(first, nothing, _constant(INT32, 0))
+    return builder.shuffle_vector(first, nothing, constant(INT32, 0))
 
 
-def _called(builder, name: str, result, arguments):
+def called(builder, name: str, result, arguments):
     signature = ir.FunctionType(result, [argument.type for argument in arguments])
     function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.{name}")
     return builder.call(function, arguments)
@@ -35,81 +35,25 @@ def _called(builder, name: str, result, arguments):
 
 def _fma(builder, a, b, c):
     kind = "f32" if a.type.element == FLOAT else "f64"
-    return _called(builder, f"fma.v{a.type.count}{kind}", a.type, [a, b, c])
+    return called(builder, f"fma.v{a.type.count}{kind}", a.type, [a, b, c])
 
 
-def _counted(builder, so_far, mask):
-    return builder.select(mask, builder.add(so_far, _constant(INT32, 1)), so_far)
-
-
-def _sum(builder, counts):
-    total = _called(builder, f"vector.reduce.add.v{LANES}i32", INT32, [counts])
-    return builder.zext(total, INT)
-
-
-def _difference(builder, loop, row, name: str, base, k: int):
+def difference(builder, loop, row, name: str, base, k: int):
     """Vector ``k`` of this turn's differences, and the bits of their magnitudes."""
     value = builder.fsub(loop.load_row(row, name, k), loop.load(base, FLOAT, 4, k))
     bits = builder.bitcast(value, lanes(INT32))
-    return value, builder.and_(bits, _constant(INT32, _MAGNITUDE))
+    return value, builder.and_(bits, constant(INT32, _MAGNITUDE))
 
 
-def _loaded(builder, address, element, i):
+def loaded(builder, address, element, i):
     """Element ``i`` of an array of numbers."""
+    return builder.load(pointer_at(builder, address, element, i))
+
+
+def pointer_at(builder, address, element, i):
     size = 8 if element in (INT, DOUBLE) else 4
     place = builder.add(address, builder.mul(INT(size), i))
-    return builder.load(builder.inttoptr(place, element.as_pointer()))
-
-
-def _sift(name: str):
-    @intrinsic
-    def sift(context, row, n, base, limits, out, tally, ahead):
-        """Of the magnitudes' bits: counts, and those between two limits.
-
-        ``limits``: int32 ``low, high``. Adds to ``tally`` (int64) how many are above ``high``,
-        equal to it, and equal to ``low``; stores what is strictly between them at ``out`` (int32,
-        with room for ``LANES`` more), in order, and returns how many those are.
-        """
-
-        def generate(context, builder, signature, args):
-            row, n, base, limits, out, tally, ahead = args
-
-            low, high = (_spread(builder, _loaded(builder, limits, INT32, INT(k))) for k in (0, 1))
-            nothing = _constant(INT32, 0)
-            loop = Loop(builder, n, [nothing, nothing, nothing, INT(0)])
-            above, at_high, at_low, position = loop.totals
-            loop.fetch(row, name, ahead)
-            for k in range(TURN // LANES):
-                _, bits = _difference(builder, loop, row, name, base, k)
-                above = _counted(builder, above, builder.icmp_signed(">", bits, high))
-                at_high = _counted(builder, at_high, builder.icmp_signed("==", bits, high))
-                at_low = _counted(builder, at_low, builder.icmp_signed("==", bits, low))
-                inside = builder.and_(
-                    builder.icmp_signed("<", bits, high), builder.icmp_signed(">", bits, low)
-                )
-                packed = _called(
-                    builder, f"experimental.vector.compress.v{LANES}i32", lanes(INT32),
-                    [bits, inside, nothing],
-                )  # fmt: skip
-                place = builder.add(out, builder.mul(position, INT(4)))
-                stored = builder.store(packed, builder.inttoptr(place, lanes(INT32).as_pointer()))
-                stored.align = 4
-                which = builder.bitcast(inside, ir.IntType(LANES))
-                which = _called(builder, f"ctpop.i{LANES}", which.type, [which])
-                position = builder.add(position, builder.zext(which, INT))
-            *counts, position = loop.end([above, at_high, at_low, position])
-            for k, count in enumerate(counts):
-                total = builder.add(_loaded(builder, tally, INT, INT(k)), _sum(builder, count))
-                place = builder.add(tally, INT(8 * k))
-                builder.store(total, builder.inttoptr(place, INT.as_pointer()))
-            return position
-
-        return types.int64(*[types.int64] * 7), generate
-
-    return sift
-
-
-SIFTS = {name: _sift(name) for name in STORED}
+    return builder.inttoptr(place, element.as_pointer())
 
 
 def _trim(name: str):
@@ -122,20 +66,20 @@ def _trim(name: str):
 
         def generate(context, builder, signature, args):
             row, n, base, limits, out, ahead = args
-            low, high = (_spread(builder, _loaded(builder, limits, INT32, INT(k))) for k in (0, 1))
-            zero = _constant(FLOAT, 0.0)
-            loop = Loop(builder, n, [_constant(INT32, 0)])
+            low, high = (spread(builder, loaded(builder, limits, INT32, INT(k))) for k in (0, 1))
+            zero = constant(FLOAT, 0.0)
+            loop = Loop(builder, n, [constant(INT32, 0)])
             (largest,) = loop.totals
             loop.fetch(row, name, ahead)
             for k in range(TURN // LANES):
-                value, bits = _difference(builder, loop, row, name, base, k)
+                value, bits = difference(builder, loop, row, name, base, k)
                 largest = builder.select(builder.icmp_signed(">", bits, largest), bits, largest)
                 inside = builder.and_(
                     builder.icmp_signed(">", bits, low), builder.icmp_signed("<=", bits, high)
                 )
                 loop.store(builder.select(inside, value, zero), out, FLOAT, 4, k)
             (largest,) = loop.end([largest])
-            finite = builder.icmp_signed("<", largest, _constant(INT32, _INFINITY))
+            finite = builder.icmp_signed("<", largest, constant(INT32, _INFINITY))
             which = builder.bitcast(finite, ir.IntType(LANES))
             return builder.icmp_unsigned("==", which, ir.Constant(ir.IntType(LANES), -1))
 
@@ -153,13 +97,13 @@ def largest_bits(context, bits, n):
 
     def generate(context, builder, signature, args):
         bits, n = args
-        loop = Loop(builder, n, [_constant(INT32, 0)])
+        loop = Loop(builder, n, [constant(INT32, 0)])
         (largest,) = loop.totals
         for k in range(TURN // LANES):
             value = loop.load(bits, INT32, 4, k)
             largest = builder.select(builder.icmp_signed(">", value, largest), value, largest)
         (largest,) = loop.end([largest])
-        return _called(builder, f"vector.reduce.smax.v{LANES}i32", INT32, [largest])
+        return called(builder, f"vector.reduce.smax.v{LANES}i32", INT32, [largest])
 
     return types.int32(types.int64, types.int64), generate
 
@@ -174,16 +118,16 @@ def bucket_keys(context, bits, n, lowest, keys):
 
     def generate(context, builder, signature, args):
         bits, n, lowest, keys = args
-        zero, half = _constant(INT32, 0), _constant(INT32, 16)
-        lowest = _spread(builder, lowest)
+        zero, half = constant(INT32, 0), constant(INT32, 16)
+        lowest = spread(builder, lowest)
         loop = Loop(builder, n)
         for k in range(TURN // LANES):
             value = loop.load(bits, INT32, 4, k)
             bucket = builder.sub(builder.lshr(value, half), lowest)
             above = builder.icmp_signed(">", bucket, zero)
-            lower = builder.and_(value, _constant(INT32, 0xFFFF))
+            lower = builder.and_(value, constant(INT32, 0xFFFF))
             odd = builder.icmp_unsigned("!=", builder.select(above, lower, value), zero)
-            double = builder.shl(builder.select(above, bucket, zero), _constant(INT32, 1))
+            double = builder.shl(builder.select(above, bucket, zero), constant(INT32, 1))
             key = builder.or_(double, builder.zext(odd, lanes(INT32)))
             loop.store(builder.trunc(key, lanes(INT16)), keys, INT16, 2, k)
         loop.end()
@@ -229,15 +173,15 @@ def _join(elect: bool, divide: bool):
         def generate(context, builder, signature, args):
             values, row_bytes, n_rows, n, base, tables, options, out = args
             factors, votes, shares = (builder.extract_value(tables, k) for k in range(3))
-            least, undecided, scale = (_loaded(builder, options, FLOAT, INT(k)) for k in range(3))
+            least, undecided, scale = (loaded(builder, options, FLOAT, INT(k)) for k in range(3))
             guarded = builder.fcmp_ordered(">", least, FLOAT(0.0))
-            least, undecided, scale = (_spread(builder, x) for x in (least, undecided, scale))
-            zero, one, minus = (_constant(FLOAT, x) for x in (0.0, 1.0, -1.0))
+            least, undecided, scale = (spread(builder, x) for x in (least, undecided, scale))
+            zero, one, minus = (constant(FLOAT, x) for x in (0.0, 1.0, -1.0))
             nobody = ir.Constant(lanes(DOUBLE), [0.0] * LANES)
             loop = Loop(builder, n)
 
             def number(table, i):
-                return _spread(builder, _loaded(builder, table, FLOAT, i))
+                return spread(builder, loaded(builder, table, FLOAT, i))
 
             for first in range(0, TURN // LANES, TOGETHER):
                 ks = range(first, first + TOGETHER)
@@ -292,7 +236,7 @@ def _join(elect: bool, divide: bool):
                     if divide:
                         share = totals[TOGETHER + k - first]
                         small = builder.fcmp_ordered("<", share, least)
-                        small = builder.and_(small, _spread(builder, guarded))
+                        small = builder.and_(small, spread(builder, guarded))
                         share = builder.select(small, least, share)
                         some = builder.fcmp_unordered("!=", share, zero)
                         total = builder.fdiv(total, builder.select(some, share, one))

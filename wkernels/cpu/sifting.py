@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from wkernels.cpu.blocks import BLOCK
-from wkernels.cpu.differences import SIFTS
 from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, WIDTHS, read
 from wkernels.cpu.jit import bare_kernel, kernel
 from wkernels.cpu.masks import magnitudes, read_base, subtract
 from wkernels.cpu.parts import inlined, inner
+from wkernels.cpu.sifts import SIFTS
 from wkernels.cpu.vectors import LANES, TURN
 from wkernels.selection import ALL
 
@@ -17,6 +17,7 @@ COLUMNS = 2048
 
 _ABOVE, _AT_HIGH, _AT_LOW, _BETWEEN = range(4)
 _TOP = np.int64((1 << 31) - 1)
+_BINS = 2048
 
 
 @kernel
@@ -39,29 +40,60 @@ def gather(addresses, codes, base_address, base_code, segments, steps, starts, e
 
 
 @inner
-def _nth_largest(bits, nth, counts):
-    """The ``nth``-th (from 1) of some magnitudes' bits."""
-    prefix = np.int32(0)
-    shift = 31
-    while shift > 0:
-        width = 11 if shift == 31 else 10
-        above, shift = shift, shift - width
-        mask = np.int32((1 << width) - 1)
-        counts[:] = 0
-        for k in range(bits.size):
-            if np.int64(bits[k]) >> above == np.int64(prefix) >> above:
-                counts[(bits[k] >> shift) & mask] += 1
-        digit = np.int64(mask)
-        while counts[digit] < nth:
-            nth -= counts[digit]
+def _count(number, first, span, shift, table):
+    offset = np.uint64(number) - np.uint64(first)  # of less than the first: a large one
+    if offset < np.uint64(span):
+        table[offset >> np.uint64(shift)] += np.int32(1)
+
+
+@inner
+def _tally(bits, first, span, shift, counts):
+    """Counts of ``bits - first`` without the last ``shift`` bits, of those below ``span``."""
+    n_bins = ((span - 1) >> shift) + 1
+    # four tables: neighbours that are alike need not wait for each other
+    a, b, c, d = counts[0, :n_bins], counts[1, :n_bins], counts[2, :n_bins], counts[3, :n_bins]
+    a[:] = 0
+    b[:] = 0
+    c[:] = 0
+    d[:] = 0
+    n = bits.size
+    whole = n - n % 4
+    for k in range(0, whole, 4):
+        _count(bits[k], first, span, shift, a)
+        _count(bits[k + 1], first, span, shift, b)
+        _count(bits[k + 2], first, span, shift, c)
+        _count(bits[k + 3], first, span, shift, d)
+    for k in range(whole, n):
+        _count(bits[k], first, span, shift, a)
+    for k in range(n_bins):
+        a[k] += b[k] + c[k] + d[k]
+
+
+@inner
+def _nth_largest(bits, nth, low, high, counts):
+    """The ``nth``-th (from 1) of magnitudes' bits, which is ``low`` to ``high``, its place among
+    equal ones, and how many those are."""
+    first = np.int64(low)
+    span = np.int64(high) - first + 1
+    equal = np.int64(bits.size)
+    while span > 1:
+        shift = 0
+        while (span - 1) >> shift >= counts.shape[1]:
+            shift += 1
+        _tally(bits, first, span, shift, counts)
+        digit = (span - 1) >> shift
+        while counts[0, digit] < nth:
+            nth -= counts[0, digit]
             digit -= 1
-        prefix |= np.int32(digit << shift)
-    return prefix
+        equal = np.int64(counts[0, digit])
+        first += digit << shift
+        span = min(span - (digit << shift), 1 << shift)
+    return np.int32(first), nth, equal
 
 
 @kernel
 def bracket(taken, edges, sizes, largest, wanted, spread, limits):
-    counts = np.empty(2048, np.int64)
+    counts = np.empty((4, _BINS), np.int32)
     for slot in range(sizes.size):
         for i in range(taken.shape[0]):
             if not wanted[slot, i]:
@@ -76,8 +108,12 @@ def bracket(taken, edges, sizes, largest, wanted, spread, limits):
             last = np.int64(np.ceil(share * n + away))
             if n == sizes[slot]:
                 first = last = largest[slot, i]
-            limits[slot, i, 0] = -1 if last > n else _nth_largest(bits, last, counts)
-            limits[slot, i, 1] = _TOP if first < 1 else _nth_largest(bits, first, counts)
+            low, high = np.int32(-1), np.int32(_TOP)
+            if last <= n:
+                low = _nth_largest(bits, last, 0, _TOP, counts)[0]
+            if first >= 1:
+                high = _nth_largest(bits, first, max(low, 0), _TOP, counts)[0]
+            limits[slot, i, 0], limits[slot, i, 1] = low, high
 
 
 _sift_bfloat16, _sift_float16, _sift_float32 = (
@@ -93,12 +129,13 @@ def _sift_row(code, address, start, n, base, values, limits, out, tally):
     place = out.ctypes.data
     count = np.int64(0)
     origin, edges, counts = base.ctypes.data, limits.ctypes.data, tally.ctypes.data
+    area = values.ctypes.data
     if code == BFLOAT16:
-        count = _sift_bfloat16(row, whole, origin, edges, place, counts, COLUMNS)
+        count = _sift_bfloat16(row, whole, origin, edges, area, place, counts, COLUMNS)
     elif code == FLOAT32:
-        count = _sift_float32(row, whole, origin, edges, place, counts, COLUMNS)
+        count = _sift_float32(row, whole, origin, edges, area, place, counts, COLUMNS)
     elif code == FLOAT16:
-        count = _sift_float16(row, whole, origin, edges, place, counts, COLUMNS)
+        count = _sift_float16(row, whole, origin, edges, area, place, counts, COLUMNS)
     else:
         whole = 0
     if whole < n:
@@ -142,7 +179,7 @@ def sift(
 
 @kernel
 def resolve(edges, counts, places, kept, limits, largest, open_, bits, before, block, nth):
-    digits = np.empty(2048, np.int64)
+    digits = np.empty((4, _BINS), np.int32)
     for slot in range(largest.shape[0]):
         first, last = edges[slot], edges[slot + 1]
         for i in range(largest.shape[1]):
@@ -173,11 +210,7 @@ def resolve(edges, counts, places, kept, limits, largest, open_, bits, before, b
                         inside[at : at + n] = kept[places[b, i] : places[b, i] + n]
                         at += n
                     column = _BETWEEN
-                    value = _nth_largest(inside, left, digits)
-                    equal = 0
-                    for k in range(between):
-                        left -= inside[k] > value
-                        equal += inside[k] == value
+                    value, left, equal = _nth_largest(inside, left, low + 1, high - 1, digits)
                 else:
                     left -= between
                     column, value, equal = _AT_LOW, low, at_low
