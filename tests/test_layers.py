@@ -69,6 +69,7 @@ LAYERS = [
     "wspace.storage.remote",
     "wspace.storage.opening",
     "wspace.storage.stamps",
+    "wspace.storage.entries",
     "wspace.storage.headers",
     "wspace.storage.archives",
     "wspace.storage.pickles",

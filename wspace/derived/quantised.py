@@ -112,7 +112,7 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
         block = (max(1, sizes[0]), max(1, sizes[1]))
     scaled: dict[str, StoredTensor] = {}
     dropped: set[str] = set()
-    for name in checkpoint.tensors:
+    for name in [name for name in checkpoint.tensors if name.endswith(_WEIGHT_SCALES)]:
         owner = _owner(checkpoint, name)
         if owner is None:
             continue
@@ -137,14 +137,16 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
 
 def _owner(checkpoint: Checkpoint, name: str) -> str | None:
     """The 8-bit weight that a tensor has the scales of."""
-    if not name.endswith(_WEIGHT_SCALES):
-        return None
     owner = name[: name.rindex("_scale")]
     weight = checkpoint.tensors.get(owner)
     return owner if weight is not None and weight.record.dtype in _FLOAT8 else None
 
 
 def _refuse(checkpoint: Checkpoint) -> None:
+    dtypes = {tensor.record.dtype for tensor in checkpoint.tensors.values()}
+    whole = not any(BITS[dtype] < 8 or dtype in _INTEGERS for dtype in dtypes)
+    if whole and not [name for name in checkpoint.tensors if name.endswith(_ENDS)]:
+        return
     for name, tensor in checkpoint.tensors.items():
         dtype = tensor.record.dtype
         packed = name.endswith(_ENDS) and not (name.endswith("_blocks") and dtype != "U8")

@@ -42,7 +42,7 @@ class Assembly:
         known = set(first)
         for model in models[1:]:
             tensors = self._checkpoints[model].tensors
-            if tensors.keys() != known:
+            if tensors is not first and tensors.keys() != known:
                 names += [name for name in tensors if name not in known]
                 known.update(tensors)
         if len(self._modules) == 1:
@@ -59,10 +59,8 @@ class Assembly:
     def _add_models(self, module: Module, scope: Scope) -> None:
         models = self._models_of(scope)
         stacks = self._stacks_of(models[0]) if scope.varies else {}
-        for name in self._names(module, models):
-            place = layers.place_of(name, stacks) if stacks else None
-            t = layers.depth(place.layer, stacks[place.stack]) if place else 0.0
-            self._tensors.add(scope, models, name, None, t)
+        names = self._names(module, models)
+        self._tensors.add_all(scope, models, names, layers.depths(names, stacks))
 
     def _add_slices(self, module: Module, scopes: Sequence[Scope]) -> None:
         stack = self._stack(module, scopes)

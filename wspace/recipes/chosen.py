@@ -8,7 +8,7 @@ from wspace.elementwise.run import Run
 from wspace.elementwise.whole import whole_of
 from wspace.elementwise.work import Cost, Work, cost_of
 from wspace.recipes.plan import Plan
-from wspace.recipes.tensors import TensorPlan
+from wspace.recipes.steps import TensorPlan
 from wspace.sinks import FileSink
 from wspace.storage.writing import CheckpointWriter
 from wspace.stream import Progress

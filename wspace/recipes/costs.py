@@ -21,8 +21,14 @@ class Cost(NamedTuple):
 def cost(*plans: Plan, device: str = "auto", memory: int | str = "1GiB") -> Cost:
     """Bytes read, written and held at most. Raises BudgetError if ``memory`` is too little."""
     worker, budget = device_named(device), parse_bytes(memory)
-    copied = {id(s): s for p in plans for t in p.tensors if t.step is None for s in t.stored}
-    read, held = sum(stored.record.nbytes for stored in copied.values()), 0
+    copied = {
+        (id(plan.checkpoints[row]), id(stored)): stored.record.nbytes
+        for plan in plans
+        for tensor in plan.tensors
+        if tensor.step is None
+        for row, stored in zip(tensor.rows, tensor.stored, strict=True)
+    }
+    read, held = sum(copied.values()), 0
     for part in parts_of(plans):
         needs = needs_of(part, worker, budget)
         read, held = read + needs.file_bytes, max(held, needs.held_bytes)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from wspace.elementwise.choices import Largest
 from wspace.recipes.grammar import Recipe
 from wspace.recipes.problems import Problems
-from wspace.recipes.tensors import TensorPlan
+from wspace.recipes.steps import TensorPlan
 
 
 def check_choices(recipe: Recipe, tensors: Sequence[TensorPlan], problems: Problems) -> None:

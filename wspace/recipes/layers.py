@@ -7,7 +7,8 @@ whose numbers run from 0 without a gap. Of nested ones (experts in a layer) the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.)")
@@ -31,18 +32,30 @@ class Place(NamedTuple):
 
 def find_stacks(names: Iterable[str]) -> dict[str, int]:
     """The outermost stacks, and how many layers each has."""
-    counts: dict[str, dict[int, int]] = {}
-    for name in names:
-        for match in _NUMBER.finditer(name):
-            layers = counts.setdefault(name[: match.start()], {})
-            index = int(match[1])
-            layers[index] = layers.get(index, 0) + 1
-    stacks = {
-        prefix: len(layers)
-        for prefix, layers in counts.items()
-        if max(layers) == len(layers) - 1
-        and (prefix.rpartition(".")[2] in _LISTS or (len(layers) > 1 and min(layers.values()) >= 4))
-    }
+    stacks: dict[str, int] = {}
+    left = [(name, 0) for name in names]
+    while left:  # first numbers of all names, then second ones of those that are in no stack yet
+        found = [(name, m.end()) for name, at in left if (m := _NUMBER.search(name, at))]
+        heads = [name[:end] for name, end in found]
+        counts: dict[str, dict[int, int]] = {}
+        for head, n in Counter(heads).items():
+            prefix, _, number = head.rpartition(".")
+            layers = counts.setdefault(prefix, {})
+            layers[int(number)] = layers.get(int(number), 0) + n
+        new = {
+            prefix: len(layers)
+            for prefix, layers in counts.items()
+            if max(layers) == len(layers) - 1
+            and (
+                prefix.rpartition(".")[2] in _LISTS
+                or (len(layers) > 1 and min(layers.values()) >= 4)
+            )
+        }
+        stacks |= new
+        done = {
+            head for head in set(heads) if (prefix := head.rpartition(".")[0]) and prefix in new
+        }
+        left = [each for each, head in zip(found, heads, strict=True) if head not in done]
     return {
         prefix: n
         for prefix, n in stacks.items()
@@ -57,6 +70,22 @@ def place_of(name: str, stacks: Mapping[str, int]) -> Place | None:
         if prefix in stacks:
             return Place(prefix, int(match[1]), name[match.end() :])
     return None
+
+
+def depths(names: Iterable[str], stacks: Mapping[str, int]) -> Iterator[float]:
+    """:func:`depth` of each tensor; 0 outside the layers."""
+    known: dict[str, float] = {}  # of names up to their first number
+    for name in names:
+        match = _NUMBER.search(name) if stacks else None
+        head = name[: match.end()] if match else ""
+        if head in known:
+            yield known[head]
+            continue
+        place = place_of(name, stacks)
+        t = depth(place.layer, stacks[place.stack]) if place else 0.0
+        if not match or match.start() == (len(place.stack) if place else -1):
+            known[head] = t
+        yield t
 
 
 def comes_first(name: str) -> bool:

@@ -18,7 +18,7 @@ from wspace.passes import describe_non_finite, segments_of
 from wspace.recipes.parts import MATRIX_ROWS, Batch, Part, Shared, Use, batches_of, parts_of
 from wspace.recipes.plan import Plan
 from wspace.recipes.problems import RecipeError
-from wspace.recipes.tensors import TensorPlan
+from wspace.recipes.steps import TensorPlan
 from wspace.sinks import FileSink
 from wspace.storage.headers import BITS, KERNEL_NAMES
 from wspace.storage.writing import CheckpointWriter
@@ -224,11 +224,16 @@ class Needs(NamedTuple):
 def needs_of(part: Part, worker: Device, budget: int) -> Needs:
     """Raises BudgetError if the budget is too little."""
     out_bytes = sum(BITS[use.dtype] // 8 for use in part.uses)
-    fixed = reading_workspace(part.rows, (tensor.stored for tensor in part.tensors))
-    types = [_types(tensor) for tensor in part.tensors]
-    kinds: dict[tuple[str, ...], int] = {}
-    for tensor, dtypes in zip(part.tensors, types, strict=True):
-        kinds[dtypes] = kinds.get(dtypes, 0) + tensor.numel
+    n_rows = len(part.rows)
+    computed = [
+        tensor for tensor, group in zip(part.tensors, part.groups, strict=True)
+        if len(group) > n_rows
+    ]  # fmt: skip
+    fixed = reading_workspace(part.rows, (tensor.stored for tensor in computed))
+    types_of = {group: group[:n_rows] for group in set(part.groups)}
+    kinds: dict[tuple[str, ...], int] = dict.fromkeys(types_of.values(), 0)
+    for tensor, group in zip(part.tensors, part.groups, strict=True):
+        kinds[types_of[group]] += tensor.made[0].numel
     measured = _measured(part.uses)
     if not measured:
         held = 0
@@ -236,7 +241,8 @@ def needs_of(part: Part, worker: Device, budget: int) -> Needs:
             n = chunk_elements(budget - fixed, worker.chunk_bytes, dtypes, out_bytes, "merge")
             each = SLOTS * sum(BITS[dtype] for dtype in dtypes) // 8 + OUTPUTS * out_bytes
             held = max(held, fixed + min(n, numel) * each)
-        return Needs(None, MAX_PIECES, *_sizes(part, [1] * len(types)), held)
+        stream = sum(_bytes_of(dtypes, numel) for dtypes, numel in kinds.items())
+        return Needs(None, MAX_PIECES, stream, stream + sum(map(_beyond, computed)), held)
     matrix = sum(8 * (len(which) - based) ** 2 for which, based in measured)
     # each of a chunk's tensors has its sums, and in the kernel those of its blocks
     pieces = max(1, min(MAX_PIECES, budget // 32 // matrix))
@@ -248,28 +254,28 @@ def needs_of(part: Part, worker: Device, budget: int) -> Needs:
             f"memory budget of {budget}; raise it"
         )
     room = Room.of(kinds, worker, budget - fixed, out_bytes)
+    types = [types_of[group] for group in part.groups]
     sizes = [_numel(part, tensor) for tensor in part.tensors]
     reads = [room.reads(dtypes, numel) for dtypes, numel in zip(types, sizes, strict=True)]
     chunks = [room.chunks(dtypes, numel) for dtypes, numel in zip(types, sizes, strict=True)]
     kept = max((n for n, times in zip(chunks, reads, strict=True) if times == 1), default=1)
     slots = room.slot_bytes * (kept + SLOTS - 1)
     held = fixed + slots + OUTPUTS * max(room.elements.values()) * out_bytes
-    return Needs(room, pieces, *_sizes(part, reads), held)
+    each = zip(part.tensors, types, reads, strict=True)
+    stream = sum(times * _bytes_of(dtypes, tensor.numel) for tensor, dtypes, times in each)
+    times_of = {id(tensor): times for tensor, times in zip(part.tensors, reads, strict=True)}
+    files = stream + sum(times_of[id(tensor)] * _beyond(tensor) for tensor in computed)
+    return Needs(room, pieces, stream, files, held)
 
 
-def _sizes(part: Part, reads: Sequence[int]) -> tuple[int, int]:
-    """Bytes read, of the stream and of files."""
-    stream = files = 0
-    for times, tensor in zip(reads, part.tensors, strict=True):
-        for stored in tensor.stored:
-            nbytes = stored.record.nbytes
-            stream += times * nbytes
-            files += times * (stored.derived.nbytes if stored.derived else nbytes)
-    return stream, files
+def _bytes_of(dtypes: Sequence[str], numel: int) -> int:
+    """Of the stream."""
+    return numel * sum(BITS[dtype] for dtype in dtypes) // 8
 
 
-def _types(tensor: Shared) -> tuple[str, ...]:
-    return tuple([stored.record.dtype for stored in tensor.stored])
+def _beyond(tensor: Shared) -> int:
+    """Bytes read of files for a tensor some of whose rows are computed, beyond the stream's."""
+    return sum(stored.read_bytes - stored.record.nbytes for stored in tensor.stored)
 
 
 def _numel(part: Part, tensor: Shared) -> int:

@@ -5,7 +5,7 @@ Several plans that read the same tensors share their parts, so that those are re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wspace.recipes.plan import Plan
-from wspace.recipes.tensors import Step, TensorPlan
+from wspace.recipes.steps import Step, TensorPlan
 from wspace.storage.checkpoints import Checkpoint, StoredTensor
 from wspace.storage.headers import BITS
 from wspace.zoo import Zoo, ZooTensor
@@ -70,6 +70,7 @@ class Part:
     rows: tuple[Checkpoint, ...]
     uses: tuple[Use, ...]
     tensors: tuple[Shared, ...]  # by group, as a zoo has them
+    groups: tuple[tuple[str, ...], ...]  # of each tensor
 
     @property
     def asked(self) -> tuple[int, ...]:
@@ -81,13 +82,17 @@ class Part:
         return self.uses[0].rowwise
 
 
+Entry = tuple[int, int]
+"""A checkpoint's number, and the identity of a tensor of it."""
+
+
 @dataclass(eq=False)
 class _Inputs:
-    """Stored tensors that are read together, by the checkpoint's number, and their uses."""
+    """Stored tensors that are read together, and their uses."""
 
     rowwise: bool
-    stored: dict[int, StoredTensor] = field(default_factory=dict)
-    uses: list[tuple[int, TensorPlan, tuple[int, ...], np.ndarray | None]] = field(
+    stored: dict[Entry, StoredTensor] = field(default_factory=dict)
+    uses: list[tuple[int, TensorPlan, tuple[Entry, ...], np.ndarray | None]] = field(
         default_factory=list
     )
 
@@ -104,18 +109,21 @@ def parts_of(plans: Sequence[Plan]) -> list[Part]:
     collected = _Collected(share=len(plans) > 1)
     for output, plan in enumerate(plans):
         of_plan = [numbers[id(checkpoint)] for checkpoint in plan.checkpoints]
-        used_of: dict[int, tuple[tuple[int, ...] | None, np.ndarray | None]] = {}
+        used_of: dict[tuple, tuple[tuple[int, ...] | None, tuple[int, ...], np.ndarray | None]] = {}
         for tensor in plan.tensors:
             step = tensor.step
             if step is None or step.choice:
                 continue
-            if id(step) not in used_of:
-                used_of[id(step)] = _used(step)
-            which, factors = used_of[id(step)]
-            rows, stored = tensor.rows, tensor.stored
-            if which is not None and len(which) < len(rows):
-                rows, stored = [rows[k] for k in which], tuple([stored[k] for k in which])
-            collected.add(output, tensor, tuple([of_plan[row] for row in rows]), stored, factors)
+            key = id(step), tensor.rows
+            if key not in used_of:
+                which, factors = _used(step)
+                if which is None or len(which) == len(tensor.rows):
+                    which = None
+                rows = tensor.rows if which is None else [tensor.rows[k] for k in which]
+                used_of[key] = which, tuple([of_plan[row] for row in rows]), factors
+            which, rows, factors = used_of[key]
+            stored = tensor.stored if which is None else tuple([tensor.stored[k] for k in which])
+            collected.add(output, tensor, rows, stored, factors)
     return collected.parts(checkpoints)
 
 
@@ -124,7 +132,7 @@ class _Collected:
         self._share = share
         self._alone: dict[tuple, list[Shared]] = {}  # of one plan: nothing to look for
         self._inputs: dict[int, _Inputs] = {}
-        self._home: dict[tuple[int, bool], _Inputs] = {}
+        self._home: dict[tuple[Entry, bool], _Inputs] = {}
 
     def add(
         self,
@@ -140,30 +148,26 @@ class _Collected:
             key = (output, rows, tensor.dtype, tensor.step.based, rowwise, factors is None)
             self._alone.setdefault(key, []).append(Shared(stored, (tensor,), (factors,)))
             return
-        inputs = _Inputs(rowwise)
-        self._inputs[id(inputs)] = inputs
-        inputs = self._joined(inputs, rows, stored)
-        for row, one in zip(rows, stored, strict=True):
-            inputs.stored[row] = one
-            self._home[id(one), rowwise] = inputs
-        inputs.uses.append((output, tensor, rows, factors))
+        entries = tuple(zip(rows, map(id, stored), strict=True))
+        given = dict(zip(entries, stored, strict=True))
+        inputs = self._joined(_Inputs(rowwise), given)
+        inputs.stored |= given
+        self._home |= dict.fromkeys([(entry, rowwise) for entry in given], inputs)
+        inputs.uses.append((output, tensor, entries, factors))
 
-    def _joined(
-        self, new: _Inputs, rows: tuple[int, ...], stored: tuple[StoredTensor, ...]
-    ) -> _Inputs:
-        """What is read together with these already, where no checkpoint gives two tensors."""
-        given = dict(zip(rows, stored, strict=True))
-        for one in stored:
-            other = self._home.get((id(one), new.rowwise))
+    def _joined(self, new: _Inputs, given: dict[Entry, StoredTensor]) -> _Inputs:
+        """What is read together with these already, where checkpoints give the same tensors."""
+        self._inputs[id(new)] = new
+        for entry in given:
+            other = self._home.get((entry, new.rowwise))
             if other is None or other is new:
                 continue
-            known = {**new.stored, **given}
-            if any(known.get(row, tensor) is not tensor for row, tensor in other.stored.items()):
+            known = {*new.stored, *given}
+            if _of_same_rows(known, other.stored) != _of_same_rows(other.stored, known):
                 continue
             del self._inputs[id(new)]
-            for row, tensor in new.stored.items():
-                other.stored[row] = tensor
-                self._home[id(tensor), new.rowwise] = other
+            other.stored |= new.stored
+            self._home |= dict.fromkeys([(known, new.rowwise) for known in new.stored], other)
             other.uses += new.uses
             new = other
         return new
@@ -175,10 +179,16 @@ class _Collected:
             use = Use(output, tuple(range(len(rows))), based, dtype, rowwise, not measured)
             found[rows, (use,)] = tensors
         for inputs in self._inputs.values():
-            rows = tuple(inputs.stored)
-            key = (rows, inputs.rowwise, tuple(map(_signature, inputs.uses)))
+            rows = tuple([row for row, _ in inputs.stored])
+            place = {entry: k for k, entry in enumerate(inputs.stored)}
+            key = (rows, inputs.rowwise, tuple([_signature(use, place) for use in inputs.uses]))
             if key not in uses_of:
-                uses_of[key] = _uses(inputs)
+                uses_of[key] = tuple(
+                    [
+                        Use(output, which, based, dtype, inputs.rowwise, known)
+                        for output, which, based, dtype, known in key[2]
+                    ]
+                )
             uses = uses_of[key]
             shared = Shared(
                 tuple(inputs.stored.values()),
@@ -188,28 +198,30 @@ class _Collected:
             found.setdefault((rows, uses), []).append(shared)
         parts = []
         for (rows, uses), tensors in found.items():
-            first: dict[tuple[str, ...], int] = {}
-            tensors.sort(key=lambda tensor: first.setdefault(tensor.group, len(first)))
-            parts.append(Part(tuple([checkpoints[row] for row in rows]), uses, tuple(tensors)))
+            groups = [tensor.group for tensor in tensors]
+            first = {group: place for place, group in reversed(list(enumerate(groups)))}
+            if len(first) > 1:
+                order = sorted(range(len(tensors)), key=lambda k: first[groups[k]])
+                tensors, groups = [tensors[k] for k in order], [groups[k] for k in order]
+            of_rows = tuple([checkpoints[row] for row in rows])
+            parts.append(Part(of_rows, uses, tuple(tensors), tuple(groups)))
         return parts
 
 
-def _signature(use: tuple[int, TensorPlan, tuple[int, ...], np.ndarray | None]) -> tuple:
+def _of_same_rows(entries: Iterable[Entry], others: Iterable[Entry]) -> set[Entry]:
+    """Those of checkpoints that the others are of, too."""
+    rows = {row for row, _ in others}
+    return {entry for entry in entries if entry[0] in rows}
+
+
+def _signature(
+    use: tuple[int, TensorPlan, tuple[Entry, ...], np.ndarray | None], place: dict[Entry, int]
+) -> tuple[int, tuple[int, ...], bool, str, bool]:
     """What a Use is made of."""
-    output, tensor, own, factors = use
-    return output, own, tensor.dtype, tensor.step and tensor.step.based, factors is None
-
-
-def _uses(inputs: _Inputs) -> tuple[Use, ...]:
-    place = {row: k for k, row in enumerate(inputs.stored)}
-    return tuple(
-        Use(
-            output, tuple([place[row] for row in own]), tensor.step.based, tensor.dtype,
-            inputs.rowwise, factors is not None,
-        )
-        for output, tensor, own, factors in inputs.uses
-        if tensor.step
-    )  # fmt: skip
+    output, tensor, entries, factors = use
+    assert tensor.step is not None
+    which = tuple([place[entry] for entry in entries])
+    return output, which, tensor.step.based, tensor.dtype, factors is not None
 
 
 def _used(step: Step) -> tuple[tuple[int, ...] | None, np.ndarray | None]:

@@ -16,8 +16,9 @@ from wspace.recipes.methods import METHODS, Method
 from wspace.recipes.problems import Problems, nearest
 from wspace.recipes.references import ModelReference, Models
 from wspace.recipes.scopes import Scope, check_parameters, scope_of
+from wspace.recipes.steps import TensorPlan
 from wspace.recipes.templates import BUILT_IN, most_frequent, with_template
-from wspace.recipes.tensors import TensorPlan, Tensors
+from wspace.recipes.tensors import Tensors
 from wspace.recipes.vocabulary import Vocabulary, realign
 from wspace.recipes.vocabulary_checks import check_special, warn_of_tokenizers
 from wspace.storage.checkpoints import Checkpoint

@@ -13,7 +13,7 @@ from wkernels import moments
 from wspace.devices import Device
 from wspace.passes import sum_over_tensors
 from wspace.recipes.plan import Plan
-from wspace.recipes.tensors import TensorPlan
+from wspace.recipes.steps import TensorPlan
 from wspace.storage.checkpoints import Checkpoint
 from wspace.stream import Chunk, Progress
 from wspace.zoo import Zoo, ZooTensor

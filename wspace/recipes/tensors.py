@@ -3,56 +3,23 @@
 from __future__ import annotations
 
 import fnmatch
-import re
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
-
-from wspace.elementwise.choices import Choice
-from wspace.recipes import layers
-from wspace.recipes.configs import read_config
 from wspace.recipes.diagonals import Diagonals
 from wspace.recipes.grammar import Recipe
+from wspace.recipes.lacking import Layers, tied_embedding
 from wspace.recipes.methods import Method
 from wspace.recipes.numbers import Numbers
 from wspace.recipes.problems import Problems
 from wspace.recipes.references import ModelReference
 from wspace.recipes.scopes import Scope
 from wspace.recipes.shapes import differing_shapes
+from wspace.recipes.steps import COPY, Step, TensorPlan
 from wspace.storage.checkpoints import Checkpoint, StoredTensor
 from wspace.storage.headers import BITS, CODES, KERNEL_NAMES
 
-_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
-_EMBEDDING = re.compile(r"(embed_tokens|embed_in|wte|word_embeddings|shared)\.weight$")
-
-
-class Step(NamedTuple):
-    """What is done to a tensor; tensors with the same numbers share one."""
-
-    numbers: Numbers
-    factors: np.ndarray | None  # of the rows without the origin; None: from the Gram matrix
-    based: bool  # the last row is the origin
-    rowwise: bool  # each row of a matrix has factors of its own
-    choice: Choice | None = None  # of elements, where there are no factors
-
-
-_COPY = Step(Numbers({}, {}), np.array([1.0]), based=False, rowwise=False)
-"""Of a tensor that one model alone has, where the method needs several."""
-
-
-class TensorPlan(NamedTuple):
-    """One tensor of the output."""
-
-    name: str
-    shape: tuple[int, ...]
-    numel: int
-    dtype: str  # as it is written: a key of headers.BITS
-    rows: tuple[int, ...]  # of Plan.checkpoints; the base last where it is the origin
-    stored: tuple[StoredTensor, ...]  # one for each row
-    inputs: tuple[str, ...] | None  # what the rows' models call it, if not ``name``
-    step: Step | None  # None: copied, as it cannot be averaged
-    diagonals: tuple[StoredTensor, ...] = ()  # one for each row, where the choice needs them
+Find = Callable[[str], StoredTensor | None]
 
 
 class Tensors:
@@ -80,8 +47,9 @@ class Tensors:
         self._lacking: dict[tuple[int, int], list[str]] = {}  # has, has not: names
         self._absent: dict[int, list[str]] = {}  # has not, and need not have: names
         self._parts: dict[tuple[int, tuple[int, ...]], Scope | None] = {}
-        self._of_layers: dict[int, tuple[dict[str, int], set[tuple[str, str]]]] = {}
+        self._of_layers: dict[int, Layers] = {}
         self._steps: dict[tuple, Step | None] = {}
+        self._finds: dict[tuple[int, ...], tuple[list[Find], bool]] = {}
         self._types: dict[tuple, str | None] = {}
         dtype = recipe.out_dtype or recipe.dtype
         self._dtype = CODES[dtype] if dtype else None
@@ -98,12 +66,11 @@ class Tensors:
         if reason:
             self.left_out[output] = reason
             return
-        checkpoints = self.checkpoints
+        finds, _ = self._finds_of(models)
         if inputs is None:
-            found = [checkpoints[model].find(output) for model in models]
+            found = [find(output) for find in finds]
         else:
-            pairs = zip(models, inputs, strict=True)
-            found = [checkpoints[model].find(name) for model, name in pairs]
+            found = [find(name) for find, name in zip(finds, inputs, strict=True)]
         if not all(found):
             found = [
                 tensor or self._tied(k, output) for k, tensor in zip(models, found, strict=True)
@@ -113,6 +80,44 @@ class Tensors:
             self._add_incomplete(scope, models, found, output, inputs, t)
         else:
             self._add_found(scope, models, stored, output, inputs, t)
+
+    def add_all(
+        self, scope: Scope, models: tuple[int, ...], names: Sequence[str], ts: Iterable[float]
+    ) -> None:
+        """:meth:`add` of tensors that have one name in all models and the output.
+
+        Of models with the same header, those that are like one before are added in short.
+        """
+        (find, *_), alike = self._finds_of(models)
+        asked = bool(self._include or self._exclude or self._diagonals)
+        known: dict[tuple, tuple[str, Step | None]] = {}
+        planned, n = self.planned, len(models)
+        for name, t in zip(names, ts, strict=True):
+            stored = find(name) if alike and not asked else None
+            if stored is None or stored.derived is not None:
+                self.add(scope, models, name, None, t)
+                continue
+            dtype, shape, *_ = stored.record
+            matches = tuple([f in name for f in scope.filters]) if scope.filters else ()
+            key = t, dtype, len(shape), matches
+            if key in known:
+                made = (name, shape, math.prod(shape), known[key][0], models, (stored,) * n, None,
+                        known[key][1], ())  # fmt: skip
+                planned.append(tuple.__new__(TensorPlan, made))
+                continue
+            before = len(planned)
+            self.add(scope, models, name, None, t)
+            if len(planned) > before:
+                known[key] = planned[-1].dtype, planned[-1].step
+
+    def _finds_of(self, models: tuple[int, ...]) -> tuple[list[Find], bool]:
+        """How each model's tensors are found, and whether all are at the same places."""
+        if models not in self._finds:
+            checkpoints = [self.checkpoints[model] for model in models]
+            finds = [c.find if c.aliases else c.tensors.get for c in checkpoints]
+            alike = all(c.tensors is checkpoints[0].tensors and not c.aliases for c in checkpoints)
+            self._finds[models] = finds, alike
+        return self._finds[models]
 
     def _add_found(
         self,
@@ -124,9 +129,7 @@ class Tensors:
         t: float,
         copy: bool = False,
     ) -> None:
-        names = inputs or (output,) * len(models)
-        reference = stored[0].record
-        shape = reference.shape
+        shape = stored[0].record.shape
         dtypes = tuple([s.record.dtype if s.derived is None else s.written for s in stored])
         for tensor in stored:
             if tensor.record.shape != shape:
@@ -142,19 +145,19 @@ class Tensors:
             return
         step = None
         if dtype in KERNEL_NAMES:
-            alike = inputs is None
-            step = _COPY if copy else self._step(scope, names, output, alike, t, len(shape))
+            step = COPY if copy else self._step(scope, models, inputs, output, t, len(shape))
             if step is None:
                 return
         diagonals = ()
         if self._diagonals and step and step.choice:
             references = [self.references[model] for model in models]
+            names = inputs or (output,) * len(models)
             diagonals = self._diagonals.find(references, names, shape)
             if diagonals is None:
                 return
         self.planned.append(
             TensorPlan(
-                output, shape, reference.numel, dtype, models, stored, inputs, step, diagonals
+                output, shape, math.prod(shape), dtype, models, stored, inputs, step, diagonals
             )
         )
 
@@ -166,14 +169,16 @@ class Tensors:
         return None
 
     def _step(
-        self, scope: Scope, names: Sequence[str], output: str, alike: bool, t: float, n_axes: int
-    ) -> Step | None:
+        self, scope: Scope, models: Sequence[int], inputs: tuple[str, ...] | None, output: str,
+        t: float, n_axes: int,
+    ) -> Step | None:  # fmt: skip
         matches: tuple = ()
         if scope.filters:
-            asked = (output,) if alike else (*names, output)
+            asked = (*(inputs or ()), output)
             matches = tuple([f in name for name in asked for f in scope.filters])
         key = (id(scope), t if scope.varies else 0, matches, n_axes > 1)
         if key not in self._steps:
+            names = inputs or (output,) * len(models)
             numbers = scope.numbers(names, output, t, self._problems)
             self._steps[key] = numbers and self._made(scope, numbers, output, n_axes)
         return self._steps[key]
@@ -209,11 +214,7 @@ class Tensors:
     def _tied(self, model: int, name: str) -> StoredTensor | None:
         """The embeddings of a model, for a head that it does not store because they are it."""
         checkpoint = self.checkpoints[model]
-        if not _HEAD.search(name):
-            return None
-        if (read_config(checkpoint.folder) or {}).get("tie_word_embeddings") is False:
-            return None
-        embedding = next((key for key in checkpoint.tensors if _EMBEDDING.search(key)), None)
+        embedding = tied_embedding(checkpoint, name)
         if embedding is None:
             return None
         if not self.untied:
@@ -243,7 +244,7 @@ class Tensors:
         part = self._part(scope, have)
         merged = buffer or (part is not None and self._method.takes(part.n_own))
         single = len(have) == 1 and part is not None
-        damaged = not buffer and any(self._must_have(models[k], names[k]) for k in lack)
+        damaged = not buffer and any(self._layers_of(models[k]).must_have(names[k]) for k in lack)
         if damaged or not (merged or single):
             for k in lack:
                 pair = (models[have[0]], models[k])
@@ -261,22 +262,10 @@ class Tensors:
             self._parts[key] = scope.only(which)
         return self._parts[key]
 
-    def _must_have(self, model: int, name: str) -> bool:
-        """Whether a model that lacks a tensor is damaged: embeddings, and what its layers have.
-
-        What it has in no layer (biases), or what comes after them (heads), it may do without.
-        """
+    def _layers_of(self, model: int) -> Layers:
         if model not in self._of_layers:
-            tensors = self.checkpoints[model].tensors
-            stacks = layers.find_stacks(tensors)
-            places = (layers.place_of(key, stacks) for key in tensors)
-            held = {(place.stack, place.rest) for place in places if place}
-            self._of_layers[model] = (stacks, held)
-        stacks, held = self._of_layers[model]
-        place = layers.place_of(name, stacks)
-        if place is None:
-            return layers.comes_first(name)
-        return (place.stack, place.rest) in held
+            self._of_layers[model] = Layers(self.checkpoints[model])
+        return self._of_layers[model]
 
     def _report_types(self, models: Sequence[int], dtypes: Sequence[str], output: str) -> None:
         kinds = [dtype if dtype not in KERNEL_NAMES else "float" for dtype in dtypes]

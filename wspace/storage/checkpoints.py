@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from weakref import WeakValueDictionary
 
 from wspace.errors import CheckpointError
-from wspace.storage.headers import BITS, Header, TensorRecord, read_header
+from wspace.storage.headers import BITS, RawHeader, TensorRecord, read_raw
 from wspace.storage.opening import check_folder, read_text
 from wspace.storage.remote import FAR_THREADS, Location, RemotePath, location
 from wspace.storage.stamps import Stamp, stamp_of
@@ -240,26 +243,44 @@ def _shown(name: str) -> str:
     return name[:80] if name.isprintable() else f"{name!r:.80}"
 
 
+class _Tensors(dict[str, StoredTensor]):
+    """Those that some headers tell of."""
+
+    def __init__(self, headers: Sequence[RawHeader]) -> None:
+        super().__init__()
+        self.metadata: dict[str, str] = {}
+        files = [raw.path for raw in headers]
+        for number, raw in enumerate(headers):
+            header = raw.parsed()
+            self.metadata |= header.metadata
+            rows = zip(header.tensors.values(), repeat(number), repeat(None), repeat(None))
+            stored = map(partial(tuple.__new__, StoredTensor), rows)
+            _add(self, dict(zip(header.tensors, stored, strict=True)), files)
+
+
+_KNOWN: WeakValueDictionary[tuple[tuple[int, str], ...], _Tensors] = WeakValueDictionary()
+"""By the sizes of the files and the checksums of their headers: the models of a zoo mostly have the
+same, which are parsed and checked once. As long as a checkpoint has them."""
+
+
 def _from_safetensors(path: Location, files: Sequence[Location]) -> Checkpoint:
-    tensors: dict[str, StoredTensor] = {}
-    metadata: dict[str, str] = {}
-    stamps: list[Stamp] = []
-    for number, header in enumerate(_headers(files)):
-        metadata |= header.metadata
-        assert header.stamp is not None
-        stamps.append(header.stamp)
-        _add(tensors, {n: StoredTensor(r, number) for n, r in header.tensors.items()}, files)
-    return Checkpoint(path, tuple(files), tensors, metadata=metadata, stamps=tuple(stamps))
+    headers = _headers(files)
+    stamps = tuple([raw.stamp for raw in headers])
+    key = tuple([(stamp.size, stamp.digest) for stamp in stamps])
+    tensors = _KNOWN.get(key)
+    if tensors is None:
+        tensors = _KNOWN[key] = _Tensors(headers)
+    return Checkpoint(path, tuple(files), tensors, metadata=dict(tensors.metadata), stamps=stamps)
 
 
-def _headers(files: Sequence[Location]) -> Iterable[Header]:
+def _headers(files: Sequence[Location]) -> list[RawHeader]:
     """Of remote files several at a time: each takes two requests."""
     if not any(isinstance(file, RemotePath) for file in files):
-        return map(read_header, files)
+        return [read_raw(file) for file in files]
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(FAR_THREADS, thread_name_prefix="wspace-headers") as pool:
-        return list(pool.map(read_header, files))
+        return list(pool.map(read_raw, files))
 
 
 def _from_pickles(path: Location, files: Sequence[Location]) -> Checkpoint:

@@ -14,22 +14,17 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from wspace.errors import CheckpointError
 from wspace.storage.checksums import checksum
+from wspace.storage.entries import BITS, TensorRecord, records_of
 from wspace.storage.opening import open_regular
 from wspace.storage.remote import Location, RemotePath
 from wspace.storage.stamps import Stamp
-
-BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4, "C64": 64,
-    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
-}  # fmt: skip
-"""Every element type of the format, and its bits."""
 
 KERNEL_NAMES = {
     "F64": "float64",
@@ -47,19 +42,6 @@ MAX_HEADER = 100_000_000
 """The format's own limit, in bytes."""
 
 
-class TensorRecord(NamedTuple):
-    """Where a tensor lies in its file."""
-
-    dtype: str  # a key of BITS
-    shape: tuple[int, ...]
-    start: int  # byte offset from the start of the file
-    nbytes: int
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
-
 @dataclass(frozen=True)
 class Header:
     tensors: dict[str, TensorRecord]  # in the order of their bytes
@@ -67,24 +49,40 @@ class Header:
     stamp: Stamp | None = None  # of the file, when it was read
 
 
+class RawHeader(NamedTuple):
+    """A header as a file has it, not looked at yet."""
+
+    path: Location
+    text: bytes
+    stamp: Stamp
+
+    def parsed(self) -> Header:
+        """Raises CheckpointError, naming the file and the place."""
+        n_data = self.stamp.size - 8 - len(self.text)
+        return replace(parse_header(self.text, n_data, self.path), stamp=self.stamp)
+
+
 def read_header(path: Location) -> Header:
     """The header of a safetensors file. Raises CheckpointError, naming the file and the place."""
+    return read_raw(path).parsed()
+
+
+def read_raw(path: Location) -> RawHeader:
+    """Its bytes alone. Raises CheckpointError if there are not so many, or none."""
     if isinstance(path, RemotePath):
         size, version = path.status()
         prefix = path.read(0, min(8, size))
         text = path.read(8, _length(prefix, size, path))
-        stamp = Stamp(size, 0, checksum(prefix + text), version)
-    else:
-        try:
-            with open_regular(path) as file:
-                status = os.fstat(file.fileno())
-                size = status.st_size
-                prefix = file.read(8)
-                text = file.read(_length(prefix, size, path))
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-        stamp = Stamp(size, status.st_mtime_ns, checksum(prefix + text))
-    return replace(parse_header(text, size - 8 - len(text), path), stamp=stamp)
+        return RawHeader(path, text, Stamp(size, 0, checksum(prefix + text), version))
+    try:
+        with open_regular(path) as file:
+            status = os.fstat(file.fileno())
+            size = status.st_size
+            prefix = file.read(8)
+            text = file.read(_length(prefix, size, path))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    return RawHeader(path, text, Stamp(size, status.st_mtime_ns, checksum(prefix + text)))
 
 
 def _length(prefix: bytes, size: int, path: Location) -> int:
@@ -116,7 +114,7 @@ def parse_header(text: bytes, n_data: int, path: Location) -> Header:
         for name in entries:
             if not storable(name):
                 raise CheckpointError(f"{path}: tensor {name!r:.200}: its name is not Unicode text")
-    records = _records(entries, data_start, n_data, path)
+    records = records_of(entries, data_start, n_data, path)
     if _follow_one_another(records.values(), data_start):
         tensors = records
     else:
@@ -161,76 +159,9 @@ def _read_json(text: bytes) -> Any:
     return _STRICT.decode(decoded)
 
 
-def _records(
-    entries: dict[str, Any], data_start: int, n_data: int, path: Location
-) -> dict[str, TensorRecord]:
-    """All of a header's entries, checked. Of a type and shape that were there before, in short."""
-    records: dict[str, TensorRecord] = {}
-    known: dict[tuple, TensorRecord] = {}
-    for name, entry in entries.items():
-        try:
-            dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            like = known[dtype, *shape]
-            if (
-                type(begin) is int is type(end)
-                and 0 <= begin <= end <= n_data
-                and end - begin == like.nbytes
-                and type(shape) is list is type(entry["data_offsets"])
-                and _INTEGERS.issuperset(map(type, shape))
-            ):
-                start = data_start + begin
-                records[name] = TensorRecord(like.dtype, like.shape, start, like.nbytes)
-                continue
-        except (KeyError, TypeError, ValueError):  # new, or wrong: looked at more closely
-            pass
-        record = _record(entry, data_start, n_data, path, name)
-        records[name] = known[record.dtype, *record.shape] = record
-    return records
-
-
-def _follow_one_another(records: Iterable[TensorRecord], start: int) -> bool:
-    for record in records:
-        if record.start != start:
-            return False
-        start += record.nbytes
-    return True
-
-
-def _record(entry: Any, data_start: int, n_data: int, path: Location, name: str) -> TensorRecord:
-    def wrong(problem: str) -> CheckpointError:
-        return CheckpointError(f"{path}: tensor {name!r:.200}{problem}")
-
-    if not isinstance(entry, dict) or not entry.keys() >= _KEYS:
-        raise wrong(": expected dtype, shape and data_offsets")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in BITS:
-        raise wrong(f": unknown dtype {dtype!r:.80}; known are {', '.join(BITS)}")
-    if not isinstance(shape, list) or not all(map(_natural, shape)):
-        raise wrong(f": shape: expected a list of sizes, found {shape!r:.80}")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_natural, offsets)):
-        raise wrong(f": data_offsets: expected two byte offsets, found {offsets!r:.80}")
-    begin, end = offsets
-    if not begin <= end <= n_data:
-        raise wrong(f": data_offsets {offsets} lie outside the {n_data} bytes of data")
-    n_bits = BITS[dtype]
-    for size in shape:
-        n_bits *= size
-        if n_bits >= 1 << 66:  # at once: the product of a long list would take minutes
-            raise wrong(f": {dtype} {shape!r:.80} takes 2**63 bytes or more")
-    if (end - begin) * 8 != n_bits:
-        raise wrong(
-            f": {dtype} {shape!r:.80} takes {n_bits / 8:.15g} bytes, data_offsets give "
-            f"{end - begin}"
-        )
-    return TensorRecord(dtype, tuple(shape), data_start + begin, end - begin)
-
-
-_INTEGERS = {int}  # True is none here, though it is equal to 1
-_KEYS = {"dtype", "shape", "data_offsets"}
-
-
-def _natural(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63
+def _follow_one_another(records: Collection[TensorRecord], start: int) -> bool:
+    starts, nbytes = [record.start for record in records], [record.nbytes for record in records]
+    return list(accumulate(nbytes[:-1], initial=start))[: len(starts)] == starts
 
 
 def storable(name: str) -> bool:
