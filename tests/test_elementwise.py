@@ -6,6 +6,8 @@ import torch
 
 from wkernels import cpu, elementwise, reference
 from wkernels.arguments import pointers_to
+from wkernels.cpu.divergences import exp, exp_less_1
+from wkernels.cpu.jit import kernel
 from wkernels.elementwise import Joint, joined, kept_sums, largest, no_mask
 from wkernels.selection import ALL
 
@@ -293,6 +295,72 @@ def test_variances_and_importances():
     divergence = (p * (p / q).log()).sum(-1, keepdim=True)
     truth = (rows[0].double() - base.double()).abs().view(30, 40) * divergence
     np.testing.assert_allclose(out, truth.flatten().numpy(), rtol=1e-5)
+
+
+@kernel
+def exponentials_of(x, exponentials, less_1):
+    for k in range(x.size):
+        exponentials[k] = exp(x[k])
+        less_1[k] = exp_less_1(x[k] / np.float32(80))  # of up to 1/2
+
+
+def test_exponentials_are_within_a_unit_in_the_last_place():
+    x = np.linspace(-40, 40, 200_001, dtype=np.float32)
+    found = np.full((2, x.size), np.nan, np.float32)
+    exponentials_of(x, found[0], found[1])
+    truth = np.exp(x.astype(np.float64)), np.expm1((x / np.float32(80)).astype(np.float64))
+    for y, exact in zip(found, truth, strict=True):
+        ulps = np.abs(y - exact) / np.spacing(np.abs(exact).astype(np.float32))
+        assert ulps.max() <= 1
+
+
+def importances_of(x, base):
+    out = np.full(x.numel(), np.nan, np.float32)
+    length = x.shape[1]
+    cpu.importances(pointers_to([x]), pointers_to([base]), length, x.numel(), out, threads=2)
+    return out.reshape(tuple(x.shape))
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32, F64], ids=str)
+@pytest.mark.parametrize("length", [1, 40, 1536])
+@pytest.mark.parametrize(("scale", "step"), [(0.02, 1e-4), (1, 0.01), (3, 0.1), (1, 2)])
+def test_importances_of_models_near_and_far(dtype, length, scale, step):
+    """What float32 loses of them is less than a millionth, however near the models are."""
+    generator = torch.Generator().manual_seed(length)
+    base = torch.randn(20, length, generator=generator, dtype=torch.float64) * scale
+    x = (base + step * torch.randn(20, length, generator=generator)).to(dtype)
+    base = base.to(dtype)
+    truth = reference.importances(x, base)[0].numpy()
+    # what float64 makes of a divergence of 0, as in lines of one element
+    np.testing.assert_allclose(importances_of(x, base), truth, rtol=1e-6, atol=1e-15 * step)
+
+
+def test_importances_where_numbers_are_large_or_none():
+    x, base = torch.zeros(5, 70), torch.zeros(5, 70)
+    x[0, 3] = 300.0  # of p and q, one number each
+    base[0, 2] = 300.0
+    base[1], x[1] = 1e3, 1e3 + 1 / 4  # one constant from each other
+    x[2, 1] = torch.nan
+    base[3, 1] = torch.inf
+    found = importances_of(x, base)
+    divergence = float(np.log((1 + 1e-8) / 1e-8) * (1 + 1e-8) + 1e-8 * np.log(1e-8 / (1 + 1e-8)))
+    np.testing.assert_allclose(found[0, 2:4], 300 * divergence, rtol=1e-6)
+    assert (np.abs(found[1]) < 1e-12).all()
+    assert np.isnan(found[2:4, 1]).all()
+    assert (found[4] == 0).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 40_000])
+def test_quantiles_of_scores_are_found_by_a_sieve(n):
+    x = torch.rand(n, generator=torch.Generator().manual_seed(1)).round(decimals=2)
+    places = [n - int(share * (n - 1)) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    sieve = cpu.sieved(
+        pointers_to([x] * 5), pointers_to([]), np.array([[0, n]]), np.array([places]),
+        quantiles=True, threads=2,
+    )  # fmt: skip
+    assert not sieve.open.any()
+    values = sieve.bits.astype(np.int32).view(np.float32)[0]
+    assert values.tolist() == [x.sort().values[n - place] for place in places]
 
 
 def test_pulled():

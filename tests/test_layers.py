@@ -43,6 +43,7 @@ LAYERS = [
     "wkernels.cpu.kept",
     "wkernels.cpu.consensus",
     "wkernels.cpu.ranks",
+    "wkernels.cpu.divergences",
     "wkernels.cpu.scores",
     "wkernels.cpu.means",
     "wkernels.cpu.columns",

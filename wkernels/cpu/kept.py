@@ -136,10 +136,14 @@ def _sum_kept(
     rows, base, scores, chances, ranges, owners, positions, first, last, tables, wanted, areas,
     columns, partial,
 ):  # fmt: skip
+    sizes = wanted & SIZES != 0
+    asked = (sizes, sizes, wanted & SQUARES != 0, wanted & COUNTS != 0)
     for block in range(first, last):
         segment = owners[block]
         for i in range(rows.codes.size):  # one after the other: their columns fit into the cache
-            columns[:] = 0
+            for j in range(N_SUMS):
+                if asked[j]:
+                    columns[j, :] = 0
             trims = tables.trims[segment, i]
             for start in range(ranges[block, 0], ranges[block, 1], COLUMNS):
                 n = min(COLUMNS, ranges[block, 1] - start)
@@ -163,7 +167,8 @@ def _sum_kept(
                 if wanted & COUNTS:
                     _add_counts(values, columns[3])
             for j in range(N_SUMS):
-                partial[block, i, j] = _halved(columns[j])
+                if asked[j]:
+                    partial[block, i, j] = _halved(columns[j])
 
 
 @inner

@@ -22,7 +22,7 @@ BITS = {np.float32: np.int32, np.float64: np.int64}
 _GAMMA, _MIX_1, _MIX_2 = (np.uint64(n) for n in (masks.GAMMA, masks.MIX_1, masks.MIX_2))
 _SHIFT = np.uint64(64 - masks.CHANCE_BITS)
 _UNIT = np.float32(2.0**-masks.CHANCE_BITS)
-_30, _27, _31 = (np.uint64(n) for n in (30, 27, 31))
+_30, _27 = (np.uint64(n) for n in (30, 27))
 
 
 @inner
@@ -75,7 +75,8 @@ def _mixed(key, counter):
     z = key + (counter + np.uint64(1)) * _GAMMA
     z = (z ^ (z >> _30)) * _MIX_1
     z = (z ^ (z >> _27)) * _MIX_2
-    return np.float32(np.int32((z ^ (z >> _31)) >> _SHIFT)) * _UNIT
+    # the last step of SplitMix64, z ^ (z >> 31), leaves the upper bits as they are
+    return np.float32(np.int32(z >> _SHIFT)) * _UNIT
 
 
 @inner

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from wkernels.cpu.blocks import blocks_of
+from wkernels.cpu.divergences import LANES, exponentials, far_divergence, near_divergence
 from wkernels.cpu.elements import read, write
 from wkernels.cpu.jit import kernel
+from wkernels.cpu.masks import subtract
 from wkernels.cpu.parallel import over_ranges
 from wkernels.cpu.parts import inner
 from wkernels.cpu.pointers import Pointers
 from wkernels.cpu.selection import compute_type
 
 COLUMNS = 1024
-_SOFTENING = 1e-8
 
 
 def variances(rows: Pointers, base: Pointers, n: int, out: np.ndarray, *, threads: int) -> None:
@@ -71,7 +70,8 @@ def importances(
     """``out[k]`` (float32): ``|row - base|`` times how far its line's softmax is from the base's.
 
     Lines have ``length`` elements. ``p`` and ``q``: the softmax of the row's and of the base's
-    line, each plus 1e-8; the factor is ``sum p ln(p / q)`` over the line, in float64.
+    line, each plus 1e-8; the factor is ``sum p ln(p / q)`` over the line, within a millionth of
+    itself (see ``divergences``), and a float64.
     """
     like = np.empty(0, compute_type(row, base))
 
@@ -83,35 +83,32 @@ def importances(
 
 
 @inner
-def _softmax(values, weights):
-    largest = values[0]
-    for k in range(values.size):
-        largest = max(largest, values[k])
-    total = 0.0
-    for k in range(values.size):
-        weights[k] = math.exp(np.float64(values[k]) - np.float64(largest))
-        total += weights[k]
-    for k in range(values.size):
-        weights[k] = weights[k] / total + _SOFTENING
+def _importance(differences, divergence, out):
+    for k in range(differences.size):
+        out[k] = np.float32(abs(np.float64(differences[k])) * divergence)
 
 
 @kernel
 def _importances(address, code, base_address, base_code, length, first, last, like, out):
     values = np.empty(length, like.dtype)
     base = np.empty(length, like.dtype)
-    p = np.empty(length)
-    q = np.empty(length)
+    room = -(-length // LANES) * LANES
+    p, q = np.empty(room), np.empty(room)
+    weights, growths = p.view(np.float32)[:room], q.view(np.float32)[:room]
+    sums = np.zeros(LANES)
     for line in range(first, last):
         start = line * length
         read(code[0], address[0], start, values, 0)
         read(base_code[0], base_address[0], start, base, 0)
-        _softmax(values, p)
-        _softmax(base, q)
-        divergence = 0.0
-        for k in range(length):
-            divergence += p[k] * math.log(p[k] / q[k])
-        for k in range(length):
-            out[start + k] = np.float32(abs(np.float64(values[k] - base[k])) * divergence)
+        if exponentials(values, base, weights[:length], growths[:length]):
+            weights[length:] = 0
+            growths[length:] = 0
+            divergence = near_divergence(weights, growths, sums)
+        else:
+            read(code[0], address[0], start, values, 0)
+            divergence = far_divergence(values, base, p[:length], q[:length])
+            subtract(values, base)
+        _importance(values, divergence, out[start : start + length])
 
 
 def pulled(

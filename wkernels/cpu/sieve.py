@@ -21,11 +21,20 @@ from wkernels.masks import BEYOND, NOTHING
 SAMPLE = 1 << 14
 """Elements in the sample of a large tensor."""
 
-SAMPLED_BLOCKS = 64
-"""Blocks that they come from."""
 
-SPREAD = 5.0
-"""Standard deviations of the sample's rank between the limits and where the threshold should be."""
+class Sampling(NamedTuple):
+    """Where the sample of a large tensor comes from, and what it tells."""
+
+    blocks: int
+    run: int  # elements beside each other
+    spread: float
+    """Standard deviations of the sample's rank, if its elements were independent, between the
+    limits and where the threshold should be."""
+
+
+ELEMENTS = Sampling(64, TURN, 5.0)
+LINES = Sampling(256, 8, 8.0)
+"""Where lines have factors of their own, elements of a line are alike."""
 
 ROOM = 8
 """Of so many elements, one may be between the limits; where there are more, the answer is open."""
@@ -50,16 +59,22 @@ class Sieve:
     """
 
     def __init__(
-        self, largest: np.ndarray, sizes: np.ndarray, rooms: list[np.ndarray] | None = None
-    ) -> None:
-        """``rooms``: work areas that sieves hand on to one another."""
+        self, largest: np.ndarray, sizes: np.ndarray, rooms: list[np.ndarray] | None = None,
+        *, quantiles: bool = False,
+    ) -> None:  # fmt: skip
+        """``rooms``: work areas that sieves hand on to one another.
+
+        ``quantiles``: of scores whose lines have factors of their own; where all are taken, the
+        smallest is found too.
+        """
         self.largest = np.ascontiguousarray(largest, np.int64)
         self.sizes = np.ascontiguousarray(sizes, np.int64)
         none = self.largest <= 0
-        every = self.largest >= self.sizes[:, None]
-        self.bits = np.where(none, BEYOND["float64"], np.where(every, NOTHING, 0))
+        whole = self.largest >= self.sizes[:, None] + quantiles
+        self.bits = np.where(none, BEYOND["float64"], np.where(whole, NOTHING, 0))
         self.before = np.zeros(largest.shape, np.int64)
-        self.open = ~(none | every)
+        self.open = ~(none | whole)
+        self._sampling = LINES if quantiles else ELEMENTS
         self._limits = np.zeros((*largest.shape, 2), np.int32)
         self._samples: list[np.ndarray] = []
         self._rooms = [] if rooms is None else rooms
@@ -72,20 +87,21 @@ class Sieve:
         found = []
         for slot in np.flatnonzero(self.open.any(axis=1)):
             n_blocks = -(-int(self.sizes[slot]) // BLOCK)
-            some = np.unique(np.linspace(0, n_blocks - 1, min(n_blocks, SAMPLED_BLOCKS), dtype=int))
+            n_sampled = min(n_blocks, self._sampling.blocks)
+            some = np.unique(np.linspace(0, n_blocks - 1, n_sampled, dtype=int))
             found += [(int(slot), int(block) * BLOCK) for block in some]
         return found
 
     def sample(self, rows: Pointers, base: Pointers, segments: np.ndarray, slots: np.ndarray):
         """``segments``: the blocks, and their tensors."""
-        n_blocks = np.minimum(-(-self.sizes // BLOCK), SAMPLED_BLOCKS)[slots]
-        lengths = segments[:, 1] - segments[:, 0]
-        share = -(-SAMPLE // (n_blocks * TURN)) * TURN
+        n_blocks = np.minimum(-(-self.sizes // BLOCK), self._sampling.blocks)[slots]
+        lengths, run = segments[:, 1] - segments[:, 0], self._sampling.run
+        share = -(-SAMPLE // (n_blocks * run)) * run
         counts = np.minimum(lengths, share)
-        steps = np.maximum(lengths // np.maximum(counts // TURN, 1) // TURN, 1) * TURN
+        steps = np.maximum(lengths // np.maximum(counts // run, 1) // run, 1) * run
         ends = np.cumsum(counts)
         taken = np.empty((len(rows), int(ends[-1])), np.int32)
-        sifting.gather(*rows, *base, segments, steps, ends - counts, ends, taken)
+        sifting.gather(*rows, *base, segments, steps, ends - counts, ends, run, taken)
         self._samples.append(np.repeat(slots, counts))
         self._samples.append(taken)
 
@@ -94,7 +110,9 @@ class Sieve:
         taken = np.concatenate(self._samples[1::2], axis=1)
         edges = np.searchsorted(slots, np.arange(len(self.sizes) + 1))
         self._samples = []
-        sifting.bracket(taken, edges, self.sizes, self.largest, self.open, SPREAD, self._limits)
+        sifting.bracket(
+            taken, edges, self.sizes, self.largest, self.open, self._sampling.spread, self._limits
+        )
 
     def sift(
         self, rows: Pointers, base: Pointers, segments: np.ndarray, slots: np.ndarray, *,
@@ -164,10 +182,11 @@ class Sieve:
 
 
 def sieved(
-    rows: Pointers, base: Pointers, segments: np.ndarray, largest: np.ndarray, *, threads: int
-) -> Sieve:
+    rows: Pointers, base: Pointers, segments: np.ndarray, largest: np.ndarray, *,
+    quantiles: bool = False, threads: int,
+) -> Sieve:  # fmt: skip
     """A sieve's answers for tensors that are in memory, one in each segment."""
-    sieve = Sieve(largest, segments[:, 1] - segments[:, 0])
+    sieve = Sieve(largest, segments[:, 1] - segments[:, 0], quantiles=quantiles)
     slots = np.arange(len(segments))
     blocks = np.array(sieve.samples(), np.int64).reshape(-1, 2)
     if not len(blocks):

@@ -21,14 +21,14 @@ _BINS = 2048
 
 
 @kernel
-def gather(addresses, codes, base_address, base_code, segments, steps, starts, ends, taken):
-    values = np.empty(TURN, np.float32)
-    base = np.zeros(TURN, np.float32)
+def gather(addresses, codes, base_address, base_code, segments, steps, starts, ends, run, taken):
+    values = np.empty(run, np.float32)
+    base = np.zeros(run, np.float32)
     for block in range(segments.shape[0]):
         place = segments[block, 0]
         at = starts[block]
         while at < ends[block]:
-            n = min(TURN, ends[block] - at)
+            n = min(run, ends[block] - at)
             if base_address.size == 1:
                 read(base_code[0], base_address[0], place, base[:n], 0)
             for i in range(addresses.size):

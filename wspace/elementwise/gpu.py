@@ -64,7 +64,9 @@ class OnGpu:
     def done_with(self, scores: torch.Tensor) -> None:
         """torch keeps its memory itself."""
 
-    def sifted(self, source: Source, largest: np.ndarray, sizes: np.ndarray) -> None:
+    def sifted(
+        self, source: Source, largest: np.ndarray, sizes: np.ndarray, *, quantiles: bool = False
+    ) -> None:
         """Digits are counted at the rate of the device's memory."""
 
     def digit_counts(self, view: View, prefix: np.ndarray, shift: int, width: int) -> np.ndarray:

@@ -55,10 +55,12 @@ class Kernels(Protocol):
         ...
 
     def sifted(
-        self, source: Source, largest: np.ndarray, sizes: np.ndarray
+        self, source: Source, largest: np.ndarray, sizes: np.ndarray, *, quantiles: bool = False
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """``(bits, before)`` of a ``Mask``, for the ``largest`` of a source's differences in
-        float32, of ``sizes`` elements; None: digits have to be counted."""
+        float32, of ``sizes`` elements; None: digits have to be counted.
+
+        ``quantiles``: the bits alone, of the smallest too where all are asked for."""
         ...
 
     def digit_counts(self, view: View, prefix: np.ndarray, shift: int, width: int) -> np.ndarray:
@@ -158,15 +160,16 @@ class OnCpu:
         self._scores.append(scores.base)
 
     def sifted(
-        self, source: Source, largest: np.ndarray, sizes: np.ndarray
+        self, source: Source, largest: np.ndarray, sizes: np.ndarray, *, quantiles: bool = False
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        sieve = cpu.Sieve(largest, sizes, self._rooms)
+        sieve = cpu.Sieve(largest, sizes, self._rooms, quantiles=quantiles)
         blocks = sieve.samples()
         for view in source.at(blocks):
             sieve.sample(view.rows, _base(view), view.segments, view.slots)
         for view in source.views() if blocks else ():
             sieve.sift(view.rows, _base(view), view.segments, view.slots, threads=self._threads)
-        for wanted in sieve.settle():
+        divided = sieve.settle()
+        for wanted in () if quantiles else divided:
             for view in source.at([(wanted.slot, wanted.start)]):
                 sieve.locate(wanted, view.rows, _base(view), *view.segments[0])
         return None if sieve.open.any() else (sieve.bits, sieve.before)

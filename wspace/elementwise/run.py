@@ -12,6 +12,7 @@ import numpy as np
 from wspace.devices import Device
 from wspace.elementwise.choices import ColumnSums, FisherMean, Pull
 from wspace.elementwise.kernels import Out, kernels_of, worker_for
+from wspace.elementwise.scores import unit_of
 from wspace.elementwise.sources import Blocks, Source, View, in_memory, view_of
 from wspace.elementwise.statistics import Tables, draw_key
 from wspace.elementwise.work import Work, layout_of, times_read
@@ -145,10 +146,14 @@ class Run:
     def _from_files(self, plans: Sequence[ChunkPlan], progress: Count) -> Source:
         """One tensor, that is read again each time."""
         tensor, dtypes = plans[0].pieces[0].tensor, plans[0].dtypes
-        n = self.work.zoo.tensors[tensor].numel
+        n, shape = self.work.zoo.tensors[tensor].numel, self.work.zoo.tensors[tensor].shape
+        unit = unit_of(self.work.choices[tensor], shape) or CUT  # blocks of scores: whole lines
 
         def at(blocks: Blocks) -> Iterator[View]:
-            pieces = [Piece(tensor, start, min(start + CUT, n), 0) for _, start in blocks]
+            pieces = [
+                Piece(tensor, start // unit * unit, min(-(-(start + CUT) // unit) * unit, n), 0)
+                for _, start in blocks
+            ]
             few = [ChunkPlan((piece,), dtypes, piece.stop - piece.start) for piece in pieces]
             return (self._view(chunk, [0]) for chunk in self._stream(few, lambda _: None))
 

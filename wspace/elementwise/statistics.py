@@ -120,6 +120,9 @@ class Tables:
 
     def _choose_important(self, source: Source) -> None:
         places = [[n - int(share * (n - 1)) for share in (0.5, 0.75, 0.25)] for n in self.sizes]
+        if self._keep_scores:  # of all its lines, before blocks of them are sampled
+            for view in source.views():
+                self._score(view)
         scored = source.mapped(lambda view: self._of_scores(view, 3))
         middle, upper, lower = self._values(scored, np.array(places, np.int64)).T
         threshold = middle + np.float32(1.5) * (upper - lower)
@@ -158,11 +161,12 @@ class Tables:
 
     def _values(self, source: Source, counts: np.ndarray) -> np.ndarray:
         """The magnitudes themselves that are the ``counts``-th largest, of float32 rows."""
-        found = self._select(source, counts, wide=False, every=True)
-        return found.prefix.astype(np.int32).view(np.float32)
+        sifted = self._kernels.sifted(source, counts, self.sizes, quantiles=True)
+        bits = self._select(source, counts, every=True).prefix if sifted is None else sifted[0]
+        return bits.astype(np.int32).view(np.float32)
 
     def _select(
-        self, source: Source, counts: np.ndarray, *, wide: bool, every: bool = False
+        self, source: Source, counts: np.ndarray, *, wide: bool = False, every: bool = False
     ) -> Selection:
         found = Selection(counts, self.sizes + every, wide=wide)
         for shift, width in found.digits():

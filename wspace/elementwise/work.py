@@ -14,6 +14,7 @@ from wspace.elementwise.choices import (
     ColumnSums,
     Drawn,
     FisherMean,
+    Important,
     Largest,
     Pull,
     Ranked,
@@ -126,8 +127,8 @@ def _score_bytes_of(choice: Choice, shape: tuple[int, ...], n_models: int, on_cp
     if isinstance(choice.keep, Largest):
         n_rows = n_models * (2 if choice.keep.outliers else 1)
         return on_cpu * _kept_bytes(n_rows)
-    if isinstance(choice.keep, Varied):
-        return 4 + on_cpu * _kept_bytes(1)
+    if isinstance(choice.keep, Varied | Important):
+        return 4 + on_cpu * _kept_bytes(3 if isinstance(choice.keep, Important) else 1)
     return 0 if isinstance(choice.keep, Drawn) else 4
 
 
@@ -157,7 +158,8 @@ def passes_of(choice: Choice, *, sifted: bool = True) -> int:
         return 2
     count = 1
     name = type(keep).__name__
-    count += {"Largest": selection, "Varied": 1 + selection, "Important": 3}.get(name, 0)
+    digits_alone = min(selection, 3)
+    count += {"Largest": selection, "Varied": 1 + selection, "Important": digits_alone}.get(name, 0)
     if join.rescale == "sums" or join.by_square is not None or join.alone:
         count += 1
     return count
