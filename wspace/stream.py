@@ -33,6 +33,10 @@ SLOTS = 3
 OUTPUTS = 3
 """Output buffers of a pass that writes: one being filled, the others on their way to the disk."""
 
+BESIDES = 4 << 20
+"""Bytes that a pass takes besides buffers: stacks, requests to a disk, Python's objects. Of small
+budgets an eighth is kept for it."""
+
 LEAST_REQUEST = 64 << 10
 """Bytes of a request to a disk, where memory is scarce."""
 
@@ -161,6 +165,11 @@ def plan_chunks(
         yield ChunkPlan(tuple(pieces), dtypes, filled)
 
 
+def for_buffers(budget: int) -> int:
+    """What of a budget the buffers may take."""
+    return budget - min(BESIDES, budget // 8)
+
+
 def chunk_elements(
     budget: int, target: int, in_dtypes: Sequence[str], out_bytes: int, what: str
 ) -> int:
@@ -172,11 +181,13 @@ def chunk_elements(
     in_bytes = sum(BITS[dtype] for dtype in in_dtypes) // 8
     fixed = SLOTS * len(in_dtypes) * ALIGNMENT + output_slack(out_bytes)
     per_element = SLOTS * in_bytes + OUTPUTS * out_bytes
-    fitting = (budget - fixed) // per_element
+    fitting = (for_buffers(budget) - fixed) // per_element
     if fitting < CUT:
+        least = CUT * per_element + fixed
+        least = min(least + BESIDES, -(-least * 8 // 7))  # the least of which as much is left
         raise BudgetError(
             f"{what}: a memory budget of {budget} bytes is too small; one chunk of {CUT} elements "
-            f"of {len(in_dtypes)} checkpoints needs {CUT * per_element + fixed} bytes"
+            f"of {len(in_dtypes)} checkpoints needs {least} bytes"
         )
     best = max(CUT, target // max(1, in_bytes))
     return min(fitting, best) // CUT * CUT
@@ -200,12 +211,28 @@ def reading_workspace(
     return largest * reading_threads(checkpoints) + (FAR_WORKSPACE if remote else 0)
 
 
+class Buffers:
+    """What chunks are read into. A stream after another that takes the same ones holds no more."""
+
+    def __init__(self, device: Device, nbytes: int) -> None:
+        self.nbytes = nbytes  # of each
+        self._device = device
+        self._free: list[np.ndarray] = []
+
+    def take(self) -> np.ndarray:
+        """The last that was given back: the caches may have it; else a new one."""
+        return self._free.pop() if self._free else self._device.host_buffer(self.nbytes)
+
+    def give_back(self, buffer: np.ndarray) -> None:
+        self._free.append(buffer)
+
+
 class Stream:
     """Chunks of a zoo in order, read ahead into reused buffers; each byte is read once.
 
     ``rows``: which of ``zoo.checkpoints`` to read. ``plans``: the chunks. ``until``: for each
-    chunk, the one with which the work on it ends; itself, if not given. Iterate once, inside
-    ``with``.
+    chunk, the one with which the work on it ends; itself, if not given. ``buffers``: of an earlier
+    stream, taken if they are long enough. Iterate once, inside ``with``.
     """
 
     def __init__(
@@ -218,6 +245,7 @@ class Stream:
         until: Sequence[int] | None = None,
         progress: Progress | None = None,
         threads: int | None = None,
+        buffers: Buffers | None = None,
     ) -> None:
         self.zoo, self.rows, self.plans, self.device = zoo, tuple(rows), plans, device
         self.progress = progress or (lambda done, total: None)
@@ -228,14 +256,16 @@ class Stream:
         self._ending: dict[int, list[int]] = {}  # chunk -> those whose work ends with it
         for k in range(len(plans)):
             self._ending.setdefault(until[k] if until else k, []).append(k)
-        self._longest = max(self._lengths, default=0)
-        self._free: list[np.ndarray] = []  # buffers, the last used last: the caches may have it
+        longest = max(self._lengths, default=0)
+        if buffers is None or buffers.nbytes < longest:
+            buffers = Buffers(device, longest)
+        self._buffers = buffers
         self._slots: dict[int, np.ndarray] = {}  # of chunks that are read, or worked on
         self._pending: dict[int, list[Future[None]]] = {}
         self._next = 0
         threads = threads or reading_threads([zoo.checkpoints[row] for row in self.rows])
         # what they hold besides the buffers: a quarter of one, at most
-        largest = max(LEAST_REQUEST, self._longest // (4 * threads) // PAGE * PAGE)
+        largest = max(LEAST_REQUEST, self._buffers.nbytes // (4 * threads) // PAGE * PAGE)
         self._reader = Reader(threads, self.nbytes, largest)
         self._read_ahead(0)
 
@@ -244,6 +274,9 @@ class Stream:
 
     def __exit__(self, *error: object) -> None:
         self._reader.close()
+        for slot in self._slots.values():
+            self._buffers.give_back(slot)
+        self._slots.clear()
 
     def __iter__(self) -> Iterator[Chunk]:
         done = 0
@@ -258,7 +291,7 @@ class Stream:
         first of them back."""
         for k, plan in enumerate(self.plans):
             for done in self._ending.pop(k - self.device.held, ()):
-                self._free.append(self._slots.pop(done))
+                self._buffers.give_back(self._slots.pop(done))
             self._read_ahead(k)
             with stage(READS):
                 for future in self._pending.pop(k):
@@ -269,8 +302,7 @@ class Stream:
         """Start reading what comes after chunk ``k``, as far as there shall be buffers."""
         ahead = max(SLOTS - self.device.held, 0)
         while self._next < len(self.plans) and self._next <= k + ahead:
-            slot = self._free.pop() if self._free else self.device.host_buffer(self._longest)
-            self._slots[self._next] = slot
+            self._slots[self._next] = slot = self._buffers.take()
             self._pending[self._next] = self._reader.submit(self._ranges(self._next), slot)
             self._next += 1
 

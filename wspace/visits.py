@@ -20,6 +20,7 @@ from wspace.stream import (
     ChunkPlan,
     Piece,
     chunk_elements,
+    for_buffers,
     output_slack,
 )
 from wspace.zoo import Zoo, ZooTensor
@@ -60,7 +61,7 @@ class Room:
         }
         slot = max((_slot_bytes(n, dtypes) for dtypes, n in elements.items()), default=0)
         longest = max(elements.values(), default=0)
-        free = budget - OUTPUTS * longest * out_bytes - output_slack(out_bytes)
+        free = for_buffers(budget) - OUTPUTS * longest * out_bytes - output_slack(out_bytes)
         # beside what is kept, the next chunks are read
         kept = max(1, free // max(slot, 1) - (SLOTS - 1)) if worker.lasting else 1
         return cls(elements, kept, slot)

@@ -26,11 +26,13 @@ from wspace.storage.residence import PAGE
 from wspace.stream import (
     CUT,
     OUTPUTS,
+    Buffers,
     Chunk,
     ChunkPlan,
     Piece,
     Stream,
     output_starts,
+    row_starts,
 )
 
 Count = Callable[[int], None]
@@ -54,6 +56,7 @@ class Run:
         self._allow = allow_non_finite
         self._layout = layout_of(work, self._worker, budget)
         self.kernels = kernels_of(self._worker)
+        self._buffers: Buffers | None = None  # while it works
 
     @property
     def nbytes(self) -> int:
@@ -87,6 +90,7 @@ class Run:
         """All elements once, of several tensors at a time."""
         for chunk in self._stream(self._layout.plans, progress):
             yield self._view(chunk, range(len(chunk.plan.pieces)))
+        self._buffers = None
 
     def prepared(self, whole: Whole | None, progress: Count) -> Iterator[tuple[View, Tables]]:
         """All elements once, with the tables that say what becomes of them."""
@@ -142,6 +146,7 @@ class Run:
             tables.prepare(self._from_files(plans, progress), keep_scores=False)
             for chunk in self._stream(left, progress):
                 yield chunk, [(self._view(chunk, [0]), tables)]
+        self._buffers = None
 
     def _from_files(self, plans: Sequence[ChunkPlan], progress: Count) -> Source:
         """One tensor, that is read again each time."""
@@ -165,8 +170,11 @@ class Run:
     def _stream(self, plans: Sequence[ChunkPlan], progress: Count) -> Iterator[Chunk]:
         if not plans:
             return
-        work = self.work
-        with Stream(work.zoo, work.rows, plans, self._worker) as stream:
+        work, worker = self.work, self._worker
+        if self._buffers is None:
+            lengths = [row_starts(plan.n, plan.dtypes)[1] for plan in self._layout.plans]
+            self._buffers = Buffers(worker, max(lengths))
+        with Stream(work.zoo, work.rows, plans, worker, buffers=self._buffers) as stream:
             for chunk in stream:
                 yield chunk
                 progress(chunk.plan.nbytes)

@@ -82,7 +82,8 @@ def layout_of(work: Work, worker: Device, budget: int) -> Layout:
         budget - most * tables - reading_workspace(zoo.checkpoints, (t.stored for t in zoo.tensors))
     )
     if worker.name == "cpu":
-        room -= processors() * max(map(_line_bytes, work.choices, zoo.tensors), default=0)
+        pairs = zip(work.choices, zoo.tensors, strict=True)
+        room -= processors() * max((_thread_bytes(*pair, n_models) for pair in pairs), default=0)
     out_bytes = BITS[work.dtype] // 8
     choice_of = {
         id(tensor): choice for tensor, choice in zip(zoo.tensors, work.choices, strict=True)
@@ -137,9 +138,15 @@ def _kept_bytes(n_rows: int) -> int:
     return -(-4 * n_rows // cpu.ROOM)
 
 
-def _line_bytes(choice: Choice, tensor: ZooTensor) -> int:
-    """What a thread holds while it ranks a line, or the lines that lie between each other."""
-    return 42 * unit_of(choice, tensor.shape) if isinstance(choice.keep, Ranked) else 0
+def _thread_bytes(choice: Choice, tensor: ZooTensor, n_models: int) -> int:
+    """What a thread holds while it ranks a line, or the lines that lie between each other, or fills
+    a sieve: a block of each row may be kept whole."""
+    if isinstance(choice.keep, Ranked):
+        return 42 * unit_of(choice, tensor.shape)
+    if isinstance(choice.keep, Largest):
+        return 4 * CUT * n_models * (2 if choice.keep.outliers else 1)
+    n_rows = {Varied: 1, Important: 3}.get(type(choice.keep), 0)
+    return 4 * CUT * n_rows
 
 
 def times_read(work: Work, tensor: int, worker: Device) -> int:

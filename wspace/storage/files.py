@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import threading
 from pathlib import Path
 
 import numpy as np
 
-from wspace.storage.residence import PAGE, drop
+from wspace.storage.residence import PAGE, drop, pages
 
 SECTOR = 512
 """Bytes. What most disks want of memory for direct writes; some want whole pages."""
@@ -81,12 +80,12 @@ class OutputFile:
                     raise
                 self._alignment = PAGE
         if not hasattr(_own, "pages"):
-            _own.pages = np.frombuffer(mmap.mmap(-1, COPY), dtype=np.uint8)
+            _own.pages = pages(COPY)
         for start in range(0, len(view), COPY):
             part = view[start : start + COPY]
-            pages = _own.pages[: len(part)]
-            pages[:] = part
-            _write_exactly(self._direct, pages, position + start)
+            copy = _own.pages[: len(part)]
+            copy[:] = part
+            _write_exactly(self._direct, copy, position + start)
 
     def _write_cached(self, view: np.ndarray, position: int) -> None:
         _write_exactly(self._descriptor, view, position)

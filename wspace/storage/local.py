@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import threading
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from wspace.errors import CheckpointError
 from wspace.profiling import DIRECT, stage
 from wspace.storage.pace import REQUESTS, Pace
-from wspace.storage.residence import PAGE, drop, memory_available, pages_cached
+from wspace.storage.residence import PAGE, drop, memory_available, pages, pages_cached
 
 SHARE = 0.5
 """Of the memory that is available: what is larger would not be in the cache when it is read again,
@@ -87,11 +86,11 @@ class PastCache:
             return 0
         before = start - first
         length = -(-(before + len(view)) // PAGE) * PAGE
-        pages = self._pages(length)
+        own = self._pages(length)
         flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
         try:
             fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT)
-            got = os.preadv(descriptor, [pages.data], first)
+            got = os.preadv(descriptor, [own.data], first)
         except OSError as error:  # if the disk is at fault, it will be so through the cache, too
             if error.errno == errno.EINVAL:
                 self._refused.add(path)
@@ -99,12 +98,12 @@ class PastCache:
         finally:
             fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
         got = max(0, min(got - before, len(view)))
-        view[:got] = pages[before : before + got]
+        view[:got] = own[before : before + got]
         return got
 
     def _pages(self, length: int) -> np.ndarray:
         """Memory of the thread, from the start of a page on."""
         memory = getattr(self._own, "memory", None)
         if memory is None or len(memory) < length:
-            self._own.memory = memory = np.frombuffer(mmap.mmap(-1, length), dtype=np.uint8)
+            self._own.memory = memory = pages(length)
         return memory[:length]

@@ -44,8 +44,9 @@ def read_text(path: Location, most: int = MAX_TEXT) -> str:
             _refuse_long(path.status().size, most)
         path = path.local()
     with open_regular(path) as file:
-        _refuse_long(os.fstat(file.fileno()).st_size, most)
-        text = file.read(most).decode("utf-8")
+        size = os.fstat(file.fileno()).st_size
+        _refuse_long(size, most)
+        text = file.read(size).decode("utf-8")  # as much memory is taken as is asked for
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

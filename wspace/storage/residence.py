@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+
+import numpy as np
 
 PAGE = 4096
 """Bytes of the page cache's unit. What direct reads and writes are aligned to."""
@@ -35,6 +38,13 @@ def _system_call() -> Callable[..., int]:
     if sys.platform != "linux":
         return lambda *arguments: -1
     return ctypes.CDLL(None).syscall
+
+
+def pages(nbytes: int) -> np.ndarray:
+    """Memory (uint8) for direct reads and writes: from the start of a page on."""
+    # not shared: limits of a process's memory count what is its own
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(memory, dtype=np.uint8)
 
 
 def drop(descriptor: int, start: int = 0, nbytes: int = 0) -> None:

@@ -1,0 +1,77 @@
+"""Commands hold their budgets under a hard limit of memory, with zoos many times as large."""
+
+import re
+import shutil
+
+import pytest
+
+from bench.budget_cases import MIB, commands, make_zoo, within, write_sparse
+from bench.limited import Limited
+
+SIZES = {2: 48, 4: 48, 16: 24, 64: 12}
+"""MiB of a model, by how many there are; half of them in one tensor."""
+
+EVERY = ["statistics", "distances", "cluster", "merge", "linear", "slerp", "model_stock", "ties",
+         "dare_ties", "breadcrumbs", "della", "sce", "arcee_fusion", "index"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zoos")
+    for n, size in SIZES.items():
+        make_zoo(folder / f"{n}", n, size)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("warm")
+    zoo = make_zoo(folder / "zoo", 2, 1)
+    warm = [within(command, 1 << 30) for _, command in commands(zoo, 2, folder)]
+    with Limited([*warm, ["verify", "merge"]], folder) as limited:
+        yield limited
+
+
+def assert_held(result, budget, least=4 * MIB):
+    assert result.status == 0, result.err
+    assert least <= result.peak <= budget, f"{result.peak / MIB:.1f} MiB"
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_command_holds_its_budget(root, limited, tmp_path, name):
+    budget = 24 * MIB  # half of a model, of which there are five
+    command = dict(commands(root / "4", 4, tmp_path))[name]
+    assert_held(limited.run(within(command, budget), tmp_path, budget), budget)
+    if name == "merge":
+        assert_held(limited.run(["verify", "merge"], tmp_path, budget), budget, least=0)
+
+
+@pytest.mark.parametrize("name", ["distances", "merge", "ties"])
+@pytest.mark.parametrize("n", [2, 16, 64])
+def test_any_number_of_models(root, limited, tmp_path, name, n):
+    budget = 32 * MIB
+    command = dict(commands(root / f"{n}", n, tmp_path))[name]
+    assert_held(limited.run(within(command, budget), tmp_path, budget), budget)
+
+
+def test_an_embedding_of_8_gib(limited, tmp_path):
+    budget = 32 * MIB
+    model = write_sparse(tmp_path / "m", {"embed.weight": (1 << 20, 4096), "norm.weight": (4096,)})
+    command = within(["distances", model], budget)
+    assert_held(limited.run(command, tmp_path, budget), budget)
+
+
+def test_a_budget_that_is_too_small_is_told_the_least(root, limited, tmp_path):
+    command = dict(commands(root / "64", 64, tmp_path))["linear"]
+    refused = limited.run(within(command, MIB), tmp_path, MIB)
+    least = int(re.search(r"needs (\d+) bytes$", refused.err)[1])
+    assert refused.status == 1 and refused.err.count("\n") == 1
+    assert limited.run(within(command, least - 16), tmp_path, least).status == 1
+    assert limited.run(within(command, least), tmp_path, least).status == 0
+
+
+def test_the_limit_is_there(root, limited, tmp_path):
+    command = dict(commands(root / "4", 4, tmp_path))["distances"]
+    result = limited.run(within(command, 1 << 30), tmp_path, 16 * MIB)
+    assert result.status == 1 and "Cannot allocate memory" in result.err
