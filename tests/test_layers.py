@@ -27,6 +27,7 @@ LAYERS = [
     "wkernels.cpu.alike",
     "wkernels.cpu.tiles",
     "wkernels.cpu.differences",
+    "wkernels.cpu.draws",
     "wkernels.cpu.sifts",
     "wkernels.cpu.elements",
     "wkernels.cpu.pointers",

@@ -91,6 +91,40 @@ def _trim(name: str):
 TRIMS = {name: _trim(name) for name in STORED}
 
 
+def _add_up(term):
+    @intrinsic
+    def add_up(context, values, n, columns):
+        """``columns`` (float64) plus the terms of ``n`` float32."""
+
+        def generate(context, builder, signature, args):
+            values, n, columns = args
+            loop = Loop(builder, n)
+            for k in range(TURN // LANES):
+                added = term(builder, loop.load(values, FLOAT, 4, k))
+                total = builder.fadd(loop.load(columns, DOUBLE, 8, k), added)
+                loop.store(total, columns, DOUBLE, 8, k)
+            loop.end()
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.int64), generate
+
+    return add_up
+
+
+def _size(builder, value):
+    bits = builder.bitcast(value, lanes(INT32))
+    size = builder.bitcast(builder.and_(bits, constant(INT32, _MAGNITUDE)), lanes(FLOAT))
+    return builder.fpext(size, lanes(DOUBLE))
+
+
+def _square(builder, value):
+    wide = builder.fpext(value, lanes(DOUBLE))
+    return builder.fmul(wide, wide)
+
+
+add_sizes, add_squares = (_add_up(term) for term in (_size, _square))
+
+
 @intrinsic
 def largest_bits(context, bits, n):
     """The largest of ``n`` magnitudes' bits (int32); 0 if there are none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from wkernels.cpu.blocks import add_in_order, blocks_of
+from wkernels.cpu.differences import add_sizes, add_squares
 from wkernels.cpu.elements import read
 from wkernels.cpu.jit import bare_kernel
 from wkernels.cpu.masks import (
@@ -12,6 +13,7 @@ from wkernels.cpu.masks import (
     NONE,
     areas_of,
     drawn,
+    draws,
     masked,
     read_base,
     subtract,
@@ -22,6 +24,7 @@ from wkernels.cpu.parallel import over_ranges
 from wkernels.cpu.parts import inner
 from wkernels.cpu.pointers import Pointers
 from wkernels.cpu.selection import compute_type
+from wkernels.cpu.vectors import TURN
 from wkernels.masks import Mask
 
 N_SUMS = 4
@@ -103,13 +106,21 @@ def _differences(rows, i, start, base, values):
 
 @inner
 def _add_sizes(values, absolute):
-    for k in range(values.size):
+    n, done = values.size, 0
+    if values.itemsize == 4:
+        done = n - n % TURN
+        add_sizes(values.ctypes.data, done, absolute.ctypes.data)
+    for k in range(done, n):
         absolute[k] += np.float64(abs(values[k]))
 
 
 @inner
 def _add_squares(values, square):
-    for k in range(values.size):
+    n, done = values.size, 0
+    if values.itemsize == 4:
+        done = n - n % TURN
+        add_squares(values.ctypes.data, done, square.ctypes.data)
+    for k in range(done, n):
         size = np.float64(abs(values[k]))
         square[k] += size * size
 
@@ -159,7 +170,13 @@ def _sum_kept(
                 )  # fmt: skip
                 if wanted & SIZES and not trims:
                     _add_sizes(values, columns[0])
-                drawn(i, segment, start, place, chances, tables, areas.sizes, False, values)
+                if draws(i, segment, chances, tables):
+                    chosen = areas.other[:n]
+                    drawn(
+                        i, segment, start, place, chances, tables, areas.sizes, False, values,
+                        chosen,
+                    )  # fmt: skip
+                    values = chosen
                 if wanted & SIZES:
                     _add_sizes(values, columns[1])
                 if wanted & SQUARES:

@@ -8,6 +8,7 @@ import numpy as np
 
 from wkernels import masks
 from wkernels.cpu.differences import TRIMS
+from wkernels.cpu.draws import keep_drawn
 from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, WIDTHS, read
 from wkernels.cpu.parts import inlined, inner
 from wkernels.cpu.pointers import Pointers
@@ -21,7 +22,7 @@ BITS = {np.float32: np.int32, np.float64: np.int64}
 
 _GAMMA, _MIX_1, _MIX_2 = (np.uint64(n) for n in (masks.GAMMA, masks.MIX_1, masks.MIX_2))
 _SHIFT = np.uint64(64 - masks.CHANCE_BITS)
-_UNIT = np.float32(2.0**-masks.CHANCE_BITS)
+_UNIT, _UNITS = np.float32(2.0**-masks.CHANCE_BITS), 2.0**masks.CHANCE_BITS
 _30, _27 = (np.uint64(n) for n in (30, 27))
 
 
@@ -80,22 +81,27 @@ def _mixed(key, counter):
 
 
 @inner
-def draw(values, position, key, chance):
+def draw(values, position, key, chance, out):
     """Keeps each element with one chance."""
+    n, done = values.size, 0
+    if values.itemsize == 4:
+        done = n - n % TURN
+        limit = np.int32(np.ceil(np.float64(chance) * _UNITS))
+        keep_drawn(values.ctypes.data, done, position, key, limit, out.ctypes.data)
     zero = values.dtype.type(0)
-    for k in range(values.size):
+    for k in range(done, n):
         drawn = _mixed(key, np.uint64(position + k)) < chance
-        values[k] = values[k] if drawn else zero
+        out[k] = values[k] if drawn else zero
 
 
 @inner
-def draw_each(values, position, key, chances, unbiased):
+def draw_each(values, position, key, chances, unbiased, out):
     """Keeps each element with its own chance, divided by it if ``unbiased``."""
     zero, one = values.dtype.type(0), values.dtype.type(1)
     for k in range(values.size):
         drawn = _mixed(key, np.uint64(position + k)) < chances[k]
         kept = values[k] / (chances[k] if unbiased else one)
-        values[k] = kept if drawn else zero
+        out[k] = kept if drawn else zero
 
 
 NONE = Pointers(np.empty(0, np.int64), np.empty(0, np.int64))
@@ -126,6 +132,7 @@ class Areas(NamedTuple):
 
     values: np.ndarray  # of each row
     base: np.ndarray
+    other: np.ndarray  # of one row, before or after it is drawn
     bits: np.ndarray  # of magnitudes
     sizes: np.ndarray  # the same memory, as floats
     limits: np.ndarray  # room for two of the bits
@@ -134,8 +141,8 @@ class Areas(NamedTuple):
 def areas_of(n_rows: int, compute) -> Areas:
     bits = np.empty(COLUMNS, BITS[compute])
     return Areas(
-        np.empty((n_rows, COLUMNS), compute), np.zeros(COLUMNS, compute), bits, bits.view(compute),
-        np.empty(2, BITS[compute]),
+        np.empty((n_rows, COLUMNS), compute), np.zeros(COLUMNS, compute),
+        np.empty(COLUMNS, compute), bits, bits.view(compute), np.empty(2, BITS[compute]),
     )  # fmt: skip
 
 
@@ -202,27 +209,36 @@ def trimmed(i, segment, start, position, rows, scores, tables, base, bits, sizes
     return bad
 
 
+@inner
+def draws(i, segment, chances, tables):
+    """Whether any of row ``i`` may be left out by chance."""
+    return chances.codes.size > 0 or tables.chance[segment, i] < 1
+
+
 @inlined
-def drawn(i, segment, start, position, chances, tables, sizes, unbiased, values):
-    """Zeros in ``values``, row ``i``'s differences, where they are not drawn."""
-    key, chance = tables.key[segment, i], tables.chance[segment, i]
+def drawn(i, segment, start, position, chances, tables, sizes, unbiased, values, out):
+    """``out``: row ``i``'s differences, with zeros where they are not drawn."""
+    key = tables.key[segment, i]
     if chances.codes.size:
         n = values.size
         read(chances.codes[i], chances.addresses[i], start, sizes[:n], COLUMNS)
-        draw_each(values, position, key, sizes[:n], unbiased)
-    elif chance < 1:
-        draw(values, position, key, chance)
+        draw_each(values, position, key, sizes[:n], unbiased, out)
+    else:
+        draw(values, position, key, tables.chance[segment, i], out)
 
 
 @inlined
 def masked(i, segment, start, position, n, rows, scores, chances, tables, areas, unbiased):
     """Row ``i``'s masked difference in its area; returns how many are NaN or Inf before."""
     values = areas.values[i, :n]
+    chosen = draws(i, segment, chances, tables)
+    trim_to = areas.other[:n] if chosen else values
     bad = trimmed(
         i, segment, start, position, rows, scores, tables, areas.base, areas.bits, areas.sizes,
-        areas.limits, values,
+        areas.limits, trim_to,
     )  # fmt: skip
-    drawn(i, segment, start, position, chances, tables, areas.sizes, unbiased, values)
+    if chosen:
+        drawn(i, segment, start, position, chances, tables, areas.sizes, unbiased, trim_to, values)
     return bad
 
 

@@ -1,0 +1,83 @@
+"""Random draws as LLVM vectors: SplitMix64, of which only the upper bits of a draw are looked at.
+
+The bits are those of ``wkernels.masks``. Arguments named after memory are int64 addresses.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from wkernels import masks
+from wkernels.cpu.differences import constant, spread
+from wkernels.cpu.parts import intrinsic, types
+from wkernels.cpu.vectors import FLOAT, INT, INT32, LANES, TURN, Loop, lanes
+
+_HALF = LANES // 2
+_LONGS = ir.VectorType(INT, _HALF)
+
+_PLACES = [[k for k in range(LANES) if k // 2 % 2 == part] for part in (0, 1)]
+"""Elements whose draws are in the first and the second vector: so that the upper halves of both are
+one vector by a shuffle within each 128 bits."""
+
+_UPPER = [
+    first + part * LANES
+    for lane in range(0, LANES, 4)
+    for part in (0, 1)
+    for first in (lane + 1, lane + 3)
+]
+
+
+def _constants(numbers):
+    return ir.Constant(_LONGS, [number & ((1 << 64) - 1) for number in numbers])
+
+
+def _mixed(builder, z):
+    """SplitMix64's mix, but for the last step, which leaves the upper 32 bits as they are."""
+    for shift, factor in ((30, masks.MIX_1), (27, masks.MIX_2)):
+        moved = builder.lshr(z, _constants([shift] * _HALF))
+        z = builder.mul(builder.xor(z, moved), _constants([factor] * _HALF))
+    return builder.bitcast(z, lanes(INT32))
+
+
+@intrinsic
+def keep_drawn(context, values, n, position, key, limit, out):
+    """``n`` float32 ``values``, zeros where a draw's upper bits are not below ``limit``.
+
+    ``out`` is no part of ``values``: in place, LLVM would store with a mask, which takes some
+    processors ten times as long. A draw is made of ``key`` (uint64) and the element's place, the
+    first one's ``position``. ``n``: a multiple of ``TURN``; ``limit``: int32, below
+    ``2**CHANCE_BITS``.
+    """
+
+    def generate(context, builder, signature, args):
+        values, n, position, key, limit, out = args
+        gamma, zero = INT(masks.GAMMA), constant(FLOAT, 0.0)
+        limit = spread(builder, limit)
+        first = builder.add(key, builder.mul(builder.add(position, INT(1)), gamma))
+        loop = Loop(builder, n)
+        turn = builder.add(first, builder.mul(loop.index, gamma))
+        for k in range(TURN // LANES):
+            start = builder.add(turn, INT(LANES * k * masks.GAMMA & ((1 << 64) - 1)))
+            start = _spread_long(builder, start)
+            halves = [
+                _mixed(builder, builder.add(start, _constants([p * masks.GAMMA for p in part])))
+                for part in _PLACES
+            ]
+            upper = builder.shuffle_vector(*halves, ir.Constant(lanes(INT32), _UPPER))
+            drawn = builder.lshr(upper, constant(INT32, 32 - masks.CHANCE_BITS))
+            kept = builder.icmp_signed("<", drawn, limit)
+            value = loop.load(values, FLOAT, 4, k)
+            loop.store(builder.select(kept, value, zero), out, FLOAT, 4, k)
+        loop.end()
+        return context.get_dummy_value()
+
+    int64 = types.int64
+    return types.void(int64, int64, int64, types.uint64, types.int32, int64), generate
+
+
+def _spread_long(builder, scalar):
+    nothing = ir.Constant(_LONGS, ir.Undefined)
+    first = builder.insert_element(nothing, scalar, INT32(0))
+    return builder.shuffle_vector(
+        first, nothing, ir.Constant(ir.VectorType(INT32, _HALF), [0] * _HALF)
+    )
