@@ -1,17 +1,19 @@
-"""Checks and times every kernel on the GPU: ``python -m bench.gpu [--out DIR] [--quick|--trial]``.
+"""Checks and times every kernel on the GPU: ``python -m bench.gpu [--out DIR] [--only PART ...]``.
 
 Writes ``DIR/<gpu-name>/report.json`` and ``report.md``, in under eight minutes: each part has its
-time, after which the rest of it is left out, and the report is written after every part. Exit
-status 1 without a GPU, and if any result was wrong.
+time, after which the rest of it is left out, and the report is written after every part, also of a
+run that is cut off. With ``--only`` what other parts found before stays in the report. Exit status
+1 without a GPU, and if any result was wrong.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +42,30 @@ from bench.limits import Spread
 RESULTS = Path(__file__).parent / "results"
 
 PARTS: tuple[tuple[str, float, Callable[[Session], None]], ...] = (
-    ("weighted sums", 120, gpu_cases.weighted_sums),
+    ("weighted sums", 100, gpu_cases.weighted_sums),
     ("state dicts", 30, gpu_cases.state_dicts),
     ("row statistics", 20, gpu_cases.row_statistics),
     ("Gram matrices", 60, gpu_cases.grams),
     ("fast Gram matrices", 40, gpu_cases.fast_grams),
-    ("methods that choose elements", 40, gpu_elementwise.choices),
-    ("passes", 50, gpu_passes.passes),
+    ("methods that choose elements", 50, gpu_elementwise.choices),
+    ("passes", 75, gpu_passes.passes),
 )
 """What is timed, and the seconds that each may take before it leaves out the rest of itself."""
-CHECKS_SECONDS = 100
+CHECKS_SECONDS = 90
 DEADLINE = 475
 """Seconds after which the run ends with what it has."""
+CHECKS = "checks"
+NAMES = (CHECKS, *(name for name, _, _ in PARTS))
 
 
-def run(session: Session, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """All checks and all benchmarks; returns the report's data.
+class CutOffError(BaseException):
+    """The run has to end: no error of a part, which others would go on after."""
+
+
+def run(
+    session: Session, save: Callable[[dict[str, Any]], None], only: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The checks and the benchmarks, of all parts or ``only`` some; returns the report's data.
 
     ``save`` gets what there is after each part: whatever happens then, there is a report.
     """
@@ -67,24 +77,28 @@ def run(session: Session, save: Callable[[dict[str, Any]], None]) -> dict[str, A
     def data() -> dict[str, Any]:
         return gpu_report.as_data(facts, checks, rates, session.results, overheads)
 
-    session.begin(CHECKS_SECONDS)
-    gpu_checks.run_all(session, checks)
-    save(data())
+    if only is None or CHECKS in only:
+        session.begin(CHECKS_SECONDS)
+        gpu_checks.run_all(session, checks)
+        save(data())
     gpu_cases.make_limits(session)
     for name, work in session.limits.items():
         rates[name] = session.rate_of(name), work.unit
         session.log(f"{name}: {rates[name][0]} {work.unit}")
     overheads |= gpu_cases.call_overhead(session)
     for name, seconds, part in PARTS:
+        if only is not None and name not in only:
+            continue
         session.begin(seconds)
         try:
             part(session)
         except Exception as error:  # a part that cannot even prepare its inputs
             session.results.append(Result(name, "", 0, 0, notes={"wkernels": described(error)}))
             session.log(f"{name}: {described(error)}")
+        finally:
+            save(data())
         if session.device.type == "cuda":
             torch.cuda.empty_cache()
-        save(data())
     facts["clocks after"] = gpu_report.clocks()
     return data()
 
@@ -104,12 +118,16 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="default: bench/results")
     parser.add_argument("--quick", action="store_true", help="smaller inputs, fewer repeats")
     parser.add_argument(
+        "--only", nargs="+", choices=NAMES, default=NAMES, metavar="PART",
+        help=f"of {', '.join(map(repr, NAMES))}; what others found before is kept",
+    )  # fmt: skip
+    parser.add_argument(
         "--trial", action="store_true",
         help="without a GPU: all of it on tiny tensors in the interpreter, the report to stdout",
     )  # fmt: skip
     arguments = parser.parse_args()
     if arguments.trial:
-        return _trial()
+        return _trial(arguments.only)
     if not torch.cuda.is_available():
         print(
             "error: no GPU found: torch.cuda.is_available() is false; --trial does without one",
@@ -125,17 +143,19 @@ def main() -> int:
         log=lambda text: print(f"{time.monotonic() - start:6.1f} s  {text}", file=sys.stderr),
     )
     folder = arguments.out / gpu_report.folder_name(torch.cuda.get_device_name(device))
+    earlier = before(folder) if set(arguments.only) < set(NAMES) else None
     saved: list[dict[str, Any]] = []
 
     def save(data: dict[str, Any]) -> None:
-        saved.append(data)
-        gpu_report.write(folder, data)
+        saved.append(data if earlier is None else gpu_report.joined(earlier, data))
+        gpu_report.write(folder, saved[-1])
 
-    signal.signal(signal.SIGALRM, _stop)
+    for number in (signal.SIGALRM, signal.SIGTERM):
+        signal.signal(number, _stop)
     signal.alarm(DEADLINE)
     try:
-        save(run(session, save))
-    except TimeoutError as error:
+        save(run(session, save, arguments.only))
+    except CutOffError as error:
         print(f"error: {error}; the report has what was done before", file=sys.stderr)
         return 1
     finally:
@@ -148,16 +168,22 @@ def main() -> int:
     return 0
 
 
-def _trial() -> int:
+def before(folder: Path) -> dict[str, Any] | None:
+    """The report of an earlier run, if there is one."""
+    file = folder / "report.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def _trial(only: Sequence[str]) -> int:
     trial.begin("bench.gpu")
     session = Session(StepClock(), TRIAL, log=lambda text: print(text, file=sys.stderr))
-    data = run(session, lambda data: None)
+    data = run(session, lambda data: None, only)
     print(gpu_report.as_markdown(data), end="")
     return 0 if all_right(data) else 1
 
 
 def _stop(_signal: int, _frame: object) -> None:
-    raise TimeoutError(f"not done after {DEADLINE} seconds")
+    raise CutOffError(f"not done after {DEADLINE} seconds, or ended from outside")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,11 @@ def checks(
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn):
         for n_rows in (FEW_ROWS, 40, TILES_OF_ROWS, 200):
             yield f"fast products, {n_rows} rows, {dtype}", _fast_products(device, dtype, n_rows, n)
-    yield "distances of near-duplicates", _close(device, 2 * long)
+    for step in (1e-3, 1e-4):
+        yield f"distances of near-duplicates, steps of {step}", _close(device, 2 * long, step)
+    for n_mixes in (1, 64):
+        name = f"weighted sum of several types, {n_mixes} mixes"
+        yield name, _several_types(device, n_mixes, short)
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         yield f"elementwise merge, {dtype}", _elementwise(device, dtype, long)
         yield f"statistics of choices, {dtype}", gpu_choices.statistics(device, dtype, long)
@@ -52,6 +56,7 @@ def checks(
         yield f"recipe, {name}", gpu_choices.recipe(device, name)
     yield "state dicts", _tensors(device)
     if past_int32:
+        yield "products, 4096 rows", _many_rows(device, 4096, 20_003)
         yield "more than 2**31 elements", _long(device)
 
 
@@ -180,12 +185,39 @@ def _elementwise(device, dtype, n) -> Callable[[], None]:
     return check
 
 
-def _close(device, n) -> Callable[[], None]:
+def _several_types(device, n_mixes, n) -> Callable[[], None]:
+    """Rows of all types, none of which starts at a multiple of 16 bytes, of an odd length."""
+
+    def check() -> None:
+        x = [_rows(device, 1, n + 1, dtype, seed=k)[0][1:] for k, dtype in enumerate(FLOATS)]
+        for rows in (x, x[1:]):  # computed in float64, and in float32
+            weights = torch.randn(n_mixes, len(rows), generator=torch.Generator().manual_seed(2))
+            out = torch.full((n_mixes, n), torch.nan, device=device)
+            wkernels.weighted_sum(rows, weights, out=out)
+            truth.check_mixes(out, rows, weights.to(device))
+
+    return check
+
+
+def _many_rows(device, n_rows, n) -> Callable[[], None]:
+    def check() -> None:
+        generator = torch.Generator(device).manual_seed(0)
+        x = torch.randn((n_rows, n), generator=generator, device=device).bfloat16()
+        rows = x.double()
+        expected = rows @ rows.T
+        truth.check_gram(wkernels.gram(x), expected, n, based=False)
+        error = truth.gram_error(wkernels.gram(x, fast=True), expected)
+        assert error <= wkernels.ops.FAST_ERROR, f"error {error:.1e} of the rows' norms"
+
+    return check
+
+
+def _close(device, n, step_size) -> Callable[[], None]:
     def check() -> None:
         base = _rows(device, 1, n, torch.float32)[0]
         steps = _rows(device, 6, n, torch.float32, seed=1)
-        x = [base + 1e-3 * step for step in steps[:5]]
-        x.append(x[0] + 1e-6 * steps[5])
+        x = [base + step_size * step for step in steps[:5]]
+        x.append(x[0] + 1e-3 * step_size * steps[5])
         expected = reference.pairwise_distances(x)
         for fast in (False, True):
             found = wkernels.squared_distances(x, base, fast=fast)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,18 @@ def as_data(
     }
 
 
+def joined(earlier: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """What was found now, and before what was not looked for now: of each its own version."""
+    names = {result["name"] for result in data["benchmarks"]}
+    kept = [result for result in earlier["benchmarks"] if result["name"] not in names]
+    return dict(data) | {
+        "checks": {**earlier["checks"], **data["checks"]},
+        "benchmarks": [*kept, *data["benchmarks"]],
+        "microseconds_a_call": {**earlier["microseconds_a_call"], **data["microseconds_a_call"]},
+        "runs": [*earlier.get("runs", [earlier["about"]]), data["about"]],
+    }
+
+
 def as_markdown(data: Mapping[str, Any]) -> str:
     """The report: limits, then each benchmark's ratio to them. Ratios are median (low..high)."""
     facts = data["about"]
@@ -87,6 +99,7 @@ def as_markdown(data: Mapping[str, Any]) -> str:
         "",
         ", ".join(f"{key} {value}" for key, value in facts.items()),
         "",
+        *_earlier(data.get("runs", [])),
         f"Results compared with float64, and with the bits of the CPU path: "
         f"{len(data['checks']) - len(failed)} of {len(data['checks'])} checks passed.",
         *(f"- {name}: {error}" for name, error in failed.items()),
@@ -126,6 +139,15 @@ def as_markdown(data: Mapping[str, Any]) -> str:
     for name, value in data["microseconds_a_call"].items():
         lines.append(f"| {name} | {_spread(value)} |")
     return "\n".join(lines) + "\n"
+
+
+def _earlier(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of a report that several runs made in parts: when, and with what."""
+    if not runs:
+        return []
+    words = "{} (torch {}, triton {})"
+    said = (words.format(*(one.get(key) for key in ("date", "torch", "triton"))) for one in runs)
+    return ["Parts were measured in runs of their own: " + "; ".join(said) + ".", ""]
 
 
 def write(folder: Path, data: Mapping[str, Any]) -> None:

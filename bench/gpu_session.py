@@ -94,6 +94,8 @@ class Sizes:
     float64_gemm: int = 4096
     stream_models: int = 32
     stream_bytes: int = 96 * MiB  # of one model's file
+    many_models: int = 500  # whose Gram matrix is to be hidden behind the transfer
+    many_bytes: int = 8 * MiB
     calls: int = 1000
     repeats: int = 9
     past_int32: bool = True  # also check rows of more than 2**31 elements
@@ -115,7 +117,8 @@ class Sizes:
 
 TRIAL = Sizes(
     row_bytes=2048, gram_bytes=4096, link_bytes=4096, tensor_scale=256, gemm=32, float64_gemm=32,
-    calls=1, repeats=1, past_int32=False, stream_models=3, stream_bytes=40_000, checks_smaller=500,
+    calls=1, repeats=1, past_int32=False, stream_models=3, stream_bytes=40_000,
+    many_models=5, many_bytes=4_000, checks_smaller=500,
 )  # fmt: skip
 """For the interpreter."""
 

@@ -1,9 +1,12 @@
-"""Measures launch configurations: ``python -m bench.tune > wkernels/gpu/configs/tables/NAME.py``.
+"""Measures launch configurations: ``python -m bench.tune --write`` on a GPU.
 
 On stdout the table of this GPU's family as it is to be committed, on stderr what was tried. Every
 candidate's result is compared with that of the configuration in use; of those that are right, the
-fastest median wins, and the one in use stays unless another is more than one percent faster. Some
-ten minutes, most of which is compiling.
+fastest median wins, and the one in use stays unless another is more than one percent faster. Most
+of the time is compiling: some ten minutes an operation, of which ``--operation`` chooses.
+
+``--write`` puts the table where launches look it up, anew after every entry: what is cut off is
+kept, and another call goes on with other operations.
 """
 
 from __future__ import annotations
@@ -11,9 +14,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,19 +26,21 @@ import torch
 import triton
 
 from bench import trial as trial_run
-from bench import truth
+from bench import truth, tune_choices
 from bench.gpu_session import TRIAL, Clock, EventClock, StepClock, described
 from bench.limits import MiB, spread
 from wkernels import moments
-from wkernels.gpu import chips, products, statistics, weighted_sum
+from wkernels.gpu import chips, configs, products, statistics, weighted_sum
 from wkernels.gpu.configs.families import FAMILIES
-from wkernels.gpu.configs.shapes import Mix, Read, Tile
+from wkernels.gpu.configs.shapes import SUM_COLUMNS, Choose, Mix, Read, Tile
 from wkernels.gpu.configs.tables import TABLES
 from wkernels.gpu.configs.text import as_text
 
 BETTER = 0.99
 """Of the time in use: what a candidate must stay below to replace it."""
-OPERATIONS = ("WEIGHTED_SUM", "STATISTICS", "PRODUCTS")
+OPERATIONS = ("WEIGHTED_SUM", "STATISTICS", "CHOICES", "PRODUCTS")
+SECONDS = 540
+"""After which entries are left as they are: a call of ten minutes ends with what it has."""
 TYPES = {1: torch.float8_e4m3fn, 2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 OUTPUTS = {1: torch.bfloat16}
 """What sums of a type that is not written are written as."""
@@ -50,15 +57,16 @@ class Trial:
     exact: bool  # every right result has the same bits
 
 
-def trials(device: torch.device, row_bytes: int, family: str) -> Iterator[Trial]:
-    """All entries of the family's table, one at a time: their inputs take most of the memory."""
-    table = TABLES[family]
-    for key, entry in table.WEIGHTED_SUM.items():
-        yield _mix(device, row_bytes, key, entry)
-    for width, entry in table.STATISTICS.items():
-        yield _statistics(device, row_bytes, width, entry)
-    for key, entry in table.PRODUCTS.items():
-        yield _products(device, row_bytes, key, entry)
+def trials(
+    device: torch.device, row_bytes: int, family: str, operations: Sequence[str] = OPERATIONS
+) -> Iterator[Trial]:
+    """The entries of the family's table, one at a time: their inputs take most of the memory."""
+    makers = {
+        "WEIGHTED_SUM": _mix, "STATISTICS": _statistics, "CHOICES": _choices, "PRODUCTS": _products
+    }  # fmt: skip
+    for operation in operations:
+        for key, entry in getattr(TABLES[family], operation).items():
+            yield makers[operation](device, row_bytes, key, entry)
 
 
 def _rows(device, n_rows: int, n: int, width: int) -> list[torch.Tensor]:
@@ -101,6 +109,22 @@ def _statistics(device, row_bytes: int, width: int, entry: Read) -> Trial:
         for n_loads, num_warps in itertools.product((1, 2, 4, 8), (2, 4, 8))
     ]
     return Trial("STATISTICS", width, _others(entry, candidates), run, exact=False)
+
+
+def _choices(device, row_bytes: int, key: tuple[str, int], entry: Choose) -> Trial:
+    kernel, width = key
+    *rows, base = _rows(
+        device, tune_choices.N_ROWS + 1, row_bytes // width // tune_choices.SMALLER, width
+    )
+    out = torch.empty(len(base), dtype=OUTPUTS.get(width, TYPES[width]), device=device)
+    lanes = chips.current().lanes
+    if kernel == "sums":  # its columns are shared by the threads that there are
+        candidates = [Choose(SUM_COLUMNS // lanes // w, w) for w in (2, 4, 8)]
+    else:
+        widths = [n for n in (1, 2, 4, 8, 16) if n * width <= configs.VECTOR_BYTES]
+        candidates = [Choose(n, w) for n, w in itertools.product(widths[-3:], (2, 4, 8))]
+    run = tune_choices.work(kernel, rows, base, out)
+    return Trial("CHOICES", key, _others(entry, candidates), run, exact=kernel != "importances")
 
 
 def _products(device, row_bytes: int, key: tuple[str, int, int], entry: Tile) -> Trial:
@@ -178,19 +202,25 @@ def _check(found: torch.Tensor, expected: torch.Tensor, *, exact: bool) -> None:
 
 def measured(
     clock: Clock, family: str, operations: tuple[str, ...], *, row_bytes: int, repeats: int,
-    log: Callable[[str], None], most: int | None = None,
+    log: Callable[[str], None], most: int | None = None, seconds: float = SECONDS,
+    keep: Callable[[dict[str, dict]], None] = lambda found: None,
 ) -> dict[str, dict]:  # fmt: skip
     """The family's table, with what was measured in place of what was in use.
 
-    Of each entry's candidates the first ``most`` are tried, if it is given.
+    Of each entry's candidates the first ``most`` are tried, if it is given. ``keep`` gets the table
+    after every entry.
     """
+    stop_at = time.monotonic() + seconds
     tables = {name: getattr(TABLES[family], name) for name in OPERATIONS}
     found = {name: dict(entries) for name, entries in tables.items()}
-    for entry in trials(clock.device, row_bytes, family):
-        if entry.operation in operations:
-            del entry.candidates[most or len(entry.candidates) :]
-            table = tables[entry.operation]
-            found[entry.operation][entry.key] = best(entry, table, clock, repeats, log)
+    for entry in trials(clock.device, row_bytes, family, operations):
+        if time.monotonic() > stop_at:
+            log(f"the time was used up before {entry.operation} {entry.key}: the rest is as it was")
+            break
+        del entry.candidates[most or len(entry.candidates) :]
+        table = tables[entry.operation]
+        found[entry.operation][entry.key] = best(entry, table, clock, repeats, log)
+        keep(found)
     return found
 
 
@@ -210,6 +240,10 @@ def main() -> int:
         "--operation", action="append", choices=OPERATIONS, help="may be repeated; default: all"
     )
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"default: {SECONDS}")
+    parser.add_argument(
+        "--write", action="store_true", help="also to the module of the family, after every entry"
+    )
     parser.add_argument(
         "--trial", metavar="FAMILY", choices=FAMILIES,
         help="without a GPU: few candidates, tiny and interpreted; not to be committed",
@@ -224,15 +258,22 @@ def main() -> int:
     device = torch.device("cuda", torch.cuda.current_device())
     name, family = torch.cuda.get_device_name(device), chips.current().family
     memory = torch.cuda.get_device_properties(device).total_memory
+    origin = f"measured on {name}, triton {triton.__version__}"
+    module = Path(str(TABLES[family].__file__))
+
+    def keep(found: dict[str, dict]) -> None:
+        if arguments.write:
+            module.write_text(as_text(family, found, origin))
+
     found = measured(
         EventClock(device), family, operations,
         row_bytes=min(256 * MiB, memory // 128), repeats=arguments.repeats,
-        log=lambda text: print(text, file=sys.stderr),
+        log=lambda text: print(text, file=sys.stderr), seconds=arguments.seconds, keep=keep,
     )  # fmt: skip
     if name != FAMILIES[family].chip:
         print(f"note: the {family} family's table was made for {FAMILIES[family].chip}",
               file=sys.stderr)  # fmt: skip
-    print(as_text(family, found, f"measured on {name}, triton {triton.__version__}"), end="")
+    print(as_text(family, found, origin), end="")
     return 0
 
 

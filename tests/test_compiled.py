@@ -19,6 +19,8 @@ from wkernels.gpu.compiled.table import as_text, from_text
 from wkernels.gpu.compiled.targets import TARGETS
 
 KEPT = Path(__file__).parents[1] / "bench" / "results" / "compiled"
+VERSIONS = ("3.6", "3.9")
+"""Of Triton: the oldest and the newest that are supported."""
 VERSION = ".".join(triton.__version__.split(".")[:2])
 
 NARROW = {
@@ -28,6 +30,8 @@ NARROW = {
     "statistics float8_e5m2": "4 running sums of float64 for each of 16 elements do not fit",
 }
 """Cases whose rows are read by less than 16 bytes, and why."""
+PAIRS = ("dot 8 bf16, base", "dot 16 float8_e4m3fn")
+"""Those that are so too where float64 products go pair by pair; all of 16 elements would spill."""
 
 AFTERWARDS = ("add_tiles", "add_blocks", "add_bands", "merge_parts", "find_equal")
 """Kernels that read what others have found, or little."""
@@ -45,9 +49,14 @@ def kept(version):
     return from_text((KEPT / f"triton-{version}.txt").read_text())
 
 
+@pytest.fixture(scope="module", params=VERSIONS)
+def version(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def rows():
-    return kept("3.9")
+def rows(version):
+    return kept(version)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +99,8 @@ def test_nothing_is_spilled(rows, target):
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
 def test_rows_are_read_16_bytes_at_a_time(main_kernels, target):
     for (case, compiled_for), row in main_kernels.items():
+        if row["kernel"] == "pair_tiles" and case in PAIRS:
+            continue
         if compiled_for == target and case not in NARROW:
             assert row["wide_loads"] > 0, row
             assert row["wide_loads"] >= row["expected_loads"], row
@@ -122,6 +133,12 @@ def test_a_sum_is_fused_multiply_adds(main_kernels):
     assert main_kernels["mix 8 bf16", "sm_90"]["fma"] == 2 * 8 * 8
 
 
+def test_every_kernel_has_a_body(rows):
+    """Where tensor memory does not suffice, Triton 3.6 compiles a trap: a few registers, nothing
+    else."""
+    assert [row for row in rows if row["registers"] < 8] == []
+
+
 MATRIX = {
     "dot 64 bf16, base": {"sm_90": "m8n8k4", "gfx942": "mfma_f64_16x16x4_f64"},
     "fast dot 8 bf16": {"sm_80": "m16n8k16", "gfx942": "mfma_f32_16x16x16_bf16"},
@@ -130,9 +147,15 @@ MATRIX = {
 }
 
 
+IN_3_6 = {("dot 64 bf16, base", "sm_90"): "m16n8k16", ("dot 64 bf16, base", "gfx942"): ""}
+"""Where Triton 3.6 takes others: Hopper's larger ones, and on AMD none (``wkernels.gpu.chips``)."""
+
+
 @pytest.mark.parametrize("case", MATRIX)
-def test_products_use_the_matrix_units(main_kernels, case):
+def test_products_use_the_matrix_units(main_kernels, version, case):
     for target, instruction in MATRIX[case].items():
+        if version == "3.6":
+            instruction = IN_3_6.get((case, target), instruction)
         assert main_kernels[case, target]["matrix"] == instruction
 
 

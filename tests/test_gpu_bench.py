@@ -34,10 +34,10 @@ def test_every_benchmark_runs_and_is_checked(session, monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_cases, "FAST_GRAM_ROWS", (8,))
     saved = []
     data = gpu.run(session, saved.append)
-    assert [len(one["benchmarks"]) for one in saved] == [0, 24, 25, 26, 28, 29, 39, 42]
+    assert [len(one["benchmarks"]) for one in saved] == [0, 24, 25, 26, 28, 29, 39, 43]
     assert gpu.all_right(data), [result["notes"] for result in data["benchmarks"]]
     names = [result["name"] for result in data["benchmarks"]]
-    assert len(names) == len(set(names)) == 24 + 1 + 1 + 2 + 1 + 10 + 3
+    assert len(names) == len(set(names)) == 24 + 1 + 1 + 2 + 1 + 10 + 4
     for result in data["benchmarks"]:
         assert result["bytes"] > 0
         assert all(result["ratios"]["wkernels"].values())
@@ -146,6 +146,51 @@ def test_a_part_that_fails_is_reported_and_the_others_go_on(monkeypatch, session
     assert later == [session]
     assert data["benchmarks"][0]["notes"] == {"wkernels": "MemoryError: no room"}
     assert not gpu.all_right(data)
+
+
+def test_parts_can_be_measured_on_their_own(monkeypatch, session):
+    def part(name):
+        return lambda session: session.results.append(gpu.Result(name, "", 1, 0))
+
+    monkeypatch.setattr(gpu_checks, "checks", lambda device, **sizes: [("nothing", lambda: None)])
+    monkeypatch.setattr(gpu_cases, "call_overhead", lambda session: {})
+    monkeypatch.setattr(gpu, "PARTS", tuple((name, 1, part(name)) for name in ("a", "b")))
+    first = gpu.run(session, lambda data: None, ["checks", "a"])
+    assert [result["name"] for result in first["benchmarks"]] == ["a"]
+    assert first["checks"] == {"nothing": None}
+    session.results.clear()
+    second = gpu.run(session, lambda data: None, ["b"])
+    assert second["checks"] == {}
+    both = gpu_report.joined(first, second)
+    assert [result["name"] for result in both["benchmarks"]] == ["a", "b"]
+    assert both["checks"] == {"nothing": None}
+    assert both["runs"] == [first["about"], second["about"]]
+    again = gpu_report.joined(both, second)
+    assert [result["name"] for result in again["benchmarks"]] == ["a", "b"]
+    assert len(again["runs"]) == 3
+    assert "measured in runs of their own" in gpu_report.as_markdown(both)
+
+
+def test_a_run_that_is_cut_off_keeps_what_it_has(monkeypatch, session):
+    def half(session):
+        session.results.append(gpu.Result("half", "", 1, 0))
+        raise gpu.CutOffError("not done")
+
+    monkeypatch.setattr(gpu_checks, "checks", lambda device, **sizes: [])
+    monkeypatch.setattr(gpu_cases, "make_limits", lambda session: None)
+    monkeypatch.setattr(gpu_cases, "call_overhead", lambda session: {})
+    monkeypatch.setattr(gpu, "PARTS", (("first", 1, half), ("second", 1, pytest.fail)))
+    saved = []
+    with pytest.raises(gpu.CutOffError):
+        gpu.run(session, saved.append)
+    assert [result["name"] for result in saved[-1]["benchmarks"]] == ["half"]
+    with pytest.raises(gpu.CutOffError):  # no arm's error either
+        session.measure("sum", {"wkernels": Arm(lambda: half(session), print)}, moved="",
+                        n_bytes=1, limits=())  # fmt: skip
+
+
+def test_all_parts_fit_into_one_call():
+    assert sum(seconds for _, seconds, _ in gpu.PARTS) + gpu.CHECKS_SECONDS < gpu.DEADLINE <= 480
 
 
 def result(name, ratios, seconds=None):

@@ -13,7 +13,7 @@ from bench import truth, tune
 from wkernels.gpu import configs
 from wkernels.gpu.configs import derive
 from wkernels.gpu.configs.families import FAMILIES, family_of, resident_threads
-from wkernels.gpu.configs.shapes import Mix, Tile
+from wkernels.gpu.configs.shapes import SUM_COLUMNS, Choose, Mix, Tile
 from wkernels.gpu.configs.tables import TABLES
 from wkernels.gpu.configs.text import as_text
 
@@ -155,31 +155,82 @@ def test_what_is_hardly_faster_does_not_replace():
 def test_tuning_changes_what_it_launches_and_prints_a_table(monkeypatch):
     """One entry of each operation, with two candidates each: the interpreter is slow."""
     monkeypatch.setattr(truth, "PERIOD", 500)
-    chosen = {("WEIGHTED_SUM", (2, 2)), ("STATISTICS", 2), ("PRODUCTS", ("whole", 2, 16))}
+    chosen = {
+        ("WEIGHTED_SUM", (2, 2)), ("STATISTICS", 2), ("PRODUCTS", ("whole", 2, 16)),
+        ("CHOICES", ("join", 2)),
+    }  # fmt: skip
     device, seen = torch.device("cpu"), {}
     for trial in tune.trials(device, 2048, "hopper"):
         if (trial.operation, trial.key) in chosen:
             seen[trial.operation] = trial
             del trial.candidates[2:]
     monkeypatch.setattr(tune, "trials", lambda *arguments: seen.values())
-    fast = {Mix(1, 2, 0, 1), Tile(32, 1, 2)}
+    fast = {Mix(1, 2, 0, 1), Tile(32, 1, 2), Choose(2, 4)}
     tables = table_of("hopper")
 
     def seconds():
         in_use = {table[trial.key] for trial in seen.values()
                   for table in [tables[trial.operation]]}  # fmt: skip
-        return 1.0 - 0.5 * len(in_use & fast)
+        return 1.0 - 0.2 * len(in_use & fast)
 
+    kept = []
     found = tune.measured(
         Clock(seconds), "hopper", tune.OPERATIONS, row_bytes=2048, repeats=1,
-        log=lambda text: None,
+        log=lambda text: None, keep=lambda found: kept.append(as_text("hopper", found, "derived")),
     )  # fmt: skip
+    assert len(kept) == 4  # after every entry
+    assert kept[-1] == as_text("hopper", found, "derived")
+    assert found["CHOICES"]["join", 2] == Choose(2, 4)
     assert found["WEIGHTED_SUM"][2, 2] == Mix(1, 2, 0, 1)
     assert found["PRODUCTS"]["whole", 2, 16] == Tile(32, 1, 2)
     assert found["STATISTICS"] == tables["STATISTICS"]
     written = {}
     exec(as_text("hopper", found, "measured on a clock"), written)
     assert {name: written[name] for name in tune.OPERATIONS} == found
+
+
+def test_what_there_is_no_time_for_stays(monkeypatch):
+    log = []
+    monkeypatch.setattr(
+        tune, "trials", lambda *arguments: [tune.Trial("STATISTICS", 2, [], pytest.fail, True)]
+    )
+    found = tune.measured(
+        Clock(lambda: 1.0), "hopper", tune.OPERATIONS, row_bytes=2048, repeats=1, log=log.append,
+        seconds=-1,
+    )  # fmt: skip
+    assert found == table_of("hopper")
+    assert "the time was used up before STATISTICS 2" in log[0]
+
+
+def test_of_sums_the_columns_stay():
+    for family, chip in FAMILIES.items():
+        for (kernel, _), entry in TABLES[family].CHOICES.items():
+            if kernel == "sums":
+                assert entry.elements * entry.num_warps * chip.lanes == SUM_COLUMNS
+
+
+@pytest.mark.parametrize("kernel", derive.CHOOSING)
+def test_every_kernel_that_chooses_elements_is_measured(kernel, monkeypatch):
+    """With two candidates, which find the same, and are what is launched."""
+    monkeypatch.setattr(truth, "PERIOD", 500)
+    (found,) = [
+        trial for trial in tune.trials(torch.device("cpu"), 4 * 8 * 700, "hopper", ("CHOICES",))
+        if trial.key == (kernel, 4)
+    ]  # fmt: skip
+    table = TABLES["hopper"].CHOICES
+    expected, steps = found.run().clone(), set()
+    real = configs.choosing
+
+    def seen(*arguments, **options):
+        steps.add(real(*arguments, **options))
+        return real(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(configs, "choosing", seen)
+        for candidate in [table[found.key], *found.candidates[:2]]:
+            with tune.using(table, found.key, candidate):
+                tune._check(found.run(), expected, exact=found.exact)
+    assert len(steps) == 3
 
 
 def test_without_a_gpu_nothing_is_printed():

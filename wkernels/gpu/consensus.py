@@ -192,7 +192,7 @@ def joined(
     Bytes: each row, the base and the output once.
     """
     others = [] if chances is None else list(chances)
-    runs = Runs.of(rows, base, segments, firsts, scores, out, *others)
+    runs = Runs.of(rows, base, segments, firsts, scores, out, *others, kernel="join")
     if not runs.n:
         return 0
     tables = Tables.of(mask, runs, scores, chances, unbiased=unbiased)

@@ -9,17 +9,16 @@ import torch
 import triton
 import triton.language as tl
 
-from wkernels.gpu import addresses, blocks, chips
+from wkernels.gpu import addresses, blocks
+from wkernels.gpu.configs.shapes import SUM_COLUMNS
 from wkernels.gpu.elements import base_pointer
 from wkernels.gpu.masks import Tables, masked
-from wkernels.gpu.runs import WARPS, Runs
+from wkernels.gpu.runs import Runs
 from wkernels.masks import Mask
 
 N_SUMS = 4
 """Of a row: sum of |d| of all elements, of those kept, of their squares, and how many are kept."""
-COLUMNS = 1024
-"""Running sums of each; part of the result's meaning, so not a launch configuration."""
-HALVINGS = tl.constexpr(COLUMNS.bit_length() - 1)
+HALVINGS = tl.constexpr(SUM_COLUMNS.bit_length() - 1)
 
 
 @triton.jit
@@ -106,15 +105,14 @@ def kept_sums(
     first.
     """
     others = [] if chances is None else list(chances)
-    runs = Runs.of(rows, base, segments, firsts, scores, *others, length=blocks.BLOCK)
+    runs = Runs.of(
+        rows, base, segments, firsts, scores, *others, kernel="sums", length=blocks.BLOCK
+    )
     if not runs.n:
         return
     tables = Tables.of(mask, runs, scores, chances)
     partials = rows[0].new_empty((runs.n, len(rows), N_SUMS), dtype=torch.float64)
-    # four float64 sums of each of more than 8 elements would not fit a thread's registers
-    lanes = chips.current().lanes
-    each = min(runs.step // (WARPS * lanes), 8)
-    fixed = runs.fixed | {"STEP": COLUMNS, "num_warps": min(8, max(1, COLUMNS // each // lanes))}
+    fixed = runs.fixed | {"STEP": SUM_COLUMNS}
     with addresses.on_device_of(partials):
         sum_kept[(runs.n * len(rows),)](
             *runs.arguments, *tables.arguments, partials, **tables.fixed, **fixed
@@ -183,7 +181,7 @@ def agreements(
 ) -> None:
     """Adds to ``counts[s, i]`` (int64 ``[S, N, 2]``) how many kept differences of row ``i`` are
     not 0 where other rows have such ones too, and where none has. Bytes: rows and base once."""
-    runs = Runs.of(rows, base, segments, firsts)
+    runs = Runs.of(rows, base, segments, firsts, kernel="agreements")
     if not runs.n:
         return
     tables = Tables.of(mask, runs, None)

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from wkernels.gpu import addresses
 from wkernels.gpu.elements import decode, load, row_pointer, store
-from wkernels.gpu.runs import WARPS, Runs
+from wkernels.gpu.runs import Runs
 
 
 @triton.jit
@@ -83,7 +83,7 @@ def precision_mean(
     """
     # each kind of one type; Runs would convert all to one
     rows, precisions = _of_one_type(rows), _of_one_type(precisions)
-    runs = Runs.of(rows, None, segments, None, out, *precisions)
+    runs = Runs.of(rows, None, segments, None, out, *precisions, kernel="mean")
     if not runs.n:
         return 0
     table = np.asarray(addresses.addresses_of([*rows, *precisions]), np.int64)
@@ -96,7 +96,7 @@ def precision_mean(
             runs.upload(numbers), len(segments), found, out.data_ptr(),
             CODE=addresses.codes_of(rows)[0], PRECISION_CODE=addresses.codes_of(precisions)[0],
             OUT_CODE=addresses.codes_of([out])[0], ALIGNED=runs.fixed["ALIGNED"], STEP=runs.step,
-            num_warps=WARPS, enable_fp_fusion=False,
+            num_warps=runs.fixed["num_warps"], enable_fp_fusion=False,
         )  # fmt: skip
     runs.add_up(found, wrong)
     return int((~torch.isfinite(out[segments.min() : segments.max()])).sum())

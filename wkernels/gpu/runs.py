@@ -10,11 +10,7 @@ import numpy as np
 import torch
 
 from wkernels import dtypes
-from wkernels.gpu import addresses, blocks, chips, elements
-
-VECTOR = 16
-"""Bytes of the widest load of a thread."""
-WARPS = 4
+from wkernels.gpu import addresses, blocks, chips, configs, elements
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class Runs:
     owners: np.ndarray  # int64 [n]: the segment of each, in order
     table: torch.Tensor
     compute: str  # float32, or float64 if a row or the base is
-    step: int  # elements of which each of 4 warps' threads loads 16 bytes a row
+    step: int  # elements that a program loads at a time
     fixed: dict[str, Any]  # what kernels are compiled for
 
     @classmethod
@@ -44,12 +40,12 @@ class Runs:
         segments: np.ndarray,
         firsts: np.ndarray | None = None,
         *others: torch.Tensor | None,
+        kernel: str,
         length: int | None = None,
-        elements_a_thread: int = VECTOR,
     ) -> Runs:
         """``segments`` int64 ``[S, 2]``, and ``firsts`` where each begins in its tensor (or 0).
 
-        ``length``: elements of a run, by default a step; ``elements_a_thread``: of a step at most.
+        ``kernel``: of the launch configurations; ``length``: elements of a run, by default a step.
 
         Rows of different types are first converted, exactly, to float32 or float64: 4 or 8 bytes
         an element of memory for each. ``others``: further rows that are loaded or stored alike.
@@ -60,8 +56,9 @@ class Runs:
             rows = [row.to(getattr(torch, compute)) for row in rows]
         everything = [*rows, *based, *(other for other in others if other is not None)]
         width = min(tensor.element_size() for tensor in [*rows, *based])
-        step = min(VECTOR // width, elements_a_thread) * chips.current().lanes * WARPS
-        starts, lengths, owners = blocks.cut(segments, length or step)
+        chip = chips.current()
+        config = configs.choosing(chip.family, kernel, itemsize=width, lanes=chip.lanes)
+        starts, lengths, owners = blocks.cut(segments, length or config.step)
         places = starts - segments[owners, 0]
         if firsts is not None:
             places = places + firsts[owners]
@@ -71,14 +68,14 @@ class Runs:
             "BASE_CODE": addresses.codes_of(based)[0] if based else elements.NONE.value,
             "COMPUTE": elements.FLOAT_TYPES[compute],
             "ALIGNED": blocks.alignment(everything, segments),
-            "STEP": step,
-            "num_warps": WARPS,
+            "STEP": config.step,
+            "num_warps": config.num_warps,
             "enable_fp_fusion": False,
         }
         device = rows[0].device
         return cls(
             rows, base, len(starts), starts, owners, addresses.to_device(table, device), compute,
-            step, fixed,
+            config.step, fixed,
         )  # fmt: skip
 
     @property

@@ -13,17 +13,15 @@ import triton
 import triton.language as tl
 
 from wkernels import dtypes
-from wkernels.gpu import addresses, blocks, chips, elements
+from wkernels.gpu import addresses, blocks, chips, configs, elements
 from wkernels.gpu.elements import FLOAT32, base_pointer, decode, load, row_pointer, store
-from wkernels.gpu.runs import WARPS, Runs
+from wkernels.gpu.runs import Runs
 from wkernels.gpu.selection import difference
 
 LEAST = tl.constexpr(1e-6)
 """A magnitude of a difference that is divided by, at least."""
 SOFTENING = tl.constexpr(1e-8)
 """Added to each number of a softmax."""
-ELEMENTS = 8
-"""Of a line that a thread has at once: with 4 of float32 the compiler spills a register."""
 
 
 @triton.jit
@@ -77,8 +75,7 @@ def variances(rows: Sequence[torch.Tensor], base: torch.Tensor | None, out: torc
 
     In float64, rows in order. Bytes: each row, the base and the output once.
     """
-    # a float64 division of each of more than 4 elements would spill
-    runs = Runs.of(rows, base, np.array([[0, len(out)]]), None, out, elements_a_thread=4)
+    runs = Runs.of(rows, base, np.array([[0, len(out)]]), None, out, kernel="variances")
     if not runs.n:
         return
     with addresses.on_device_of(out):
@@ -165,7 +162,8 @@ def importances(
     codes = addresses.codes_of([row, base])
     itemsize = min(row.element_size(), base.element_size())
     compute = dtypes.compute_type(addresses.type_name(row), addresses.type_name(base))
-    even = addresses.alignment(lengths)
+    even, chip = addresses.alignment(lengths), chips.current()
+    config = configs.choosing(chip.family, "importances", itemsize=itemsize, lanes=chip.lanes)
     with addresses.on_device_of(out):
         line_importances[(len(starts),)](
             row.data_ptr(), base.data_ptr(),
@@ -173,8 +171,8 @@ def importances(
             out.data_ptr(), CODE=codes[0], BASE_CODE=codes[1],
             COMPUTE=elements.FLOAT_TYPES[compute],
             ALIGNED=int(np.gcd(blocks.alignment([row, base, out], segments), even * itemsize)),
-            EVEN=even, STEP=ELEMENTS * chips.current().lanes * WARPS,
-            num_warps=WARPS, enable_fp_fusion=False,
+            EVEN=even, STEP=config.step, num_warps=config.num_warps,
+            enable_fp_fusion=False,
         )  # fmt: skip
 
 
@@ -232,7 +230,7 @@ def pulled(
 
     The bits are those of the CPU path. Bytes: the row, the base and the output once.
     """
-    runs = Runs.of([row], base, segments, None, out)
+    runs = Runs.of([row], base, segments, None, out, kernel="pull")
     if not runs.n:
         return 0
     with addresses.on_device_of(out):

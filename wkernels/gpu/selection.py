@@ -97,7 +97,7 @@ def digit_counts(
     Counts are whole numbers, which atomic additions sum to the same in any order.
     Bytes: each row once, and the base once a row, from the cache but for the first.
     """
-    runs = Runs.of(rows, base, segments, length=LENGTH)
+    runs = Runs.of(rows, base, segments, kernel="digits", length=LENGTH)
     if not runs.n:
         return
     with addresses.on_device_of(counts):
@@ -181,7 +181,7 @@ def nth_equal(
     0, the answer is -1. Bytes: rows of which a place is asked once, in their segments.
     """
     found = np.full(remaining.shape, -1, np.int64)
-    runs = Runs.of(rows, base, segments, length=LENGTH)
+    runs = Runs.of(rows, base, segments, kernel="places", length=LENGTH)
     if not runs.n or not remaining.any():
         return found
     n_rows = len(rows)

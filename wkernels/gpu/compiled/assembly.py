@@ -18,15 +18,17 @@ TYPE_BYTES = {"f64": 8, "i64": 8, "f32": 4, "i32": 4, "f16": 2, "bf16": 2, "i16"
 # loads and stores without a mask: the pointers (on AMD their base and offsets), then the type;
 # masks are further operands
 _SHAPE = r"(?P<shape>[\dx]+)x"
+# Triton 3.6 does not print the pointer's type
+_BUFFER = (
+    r"(?:\{[^}]*\} )?: (?:!tt\.ptr<\w+> -> )?tensor<(?P<buffer_shape>[\dx]+)x(?P<buffer_type>\w+)"
+)
 _LOADED = re.compile(
     rf"= tt\.load %\w+ (?:\{{[^}}]*\}} )?: tensor<{_SHAPE}!tt\.ptr<(?P<type>\w+)>"
-    r"|= amdg\w*\.buffer_load %\w+\[%\w+\] (?:\{[^}]*\} )?: !tt\.ptr<(?P<buffer_type>\w+)>"
-    r" -> tensor<(?P<buffer_shape>[\dx]+)x"
+    rf"|= amdg\w*\.buffer_load %\w+\[%\w+\] {_BUFFER}"
 )
 _STORED = re.compile(
     rf"tt\.store %\w+, %\w+ (?:\{{[^}}]*\}} )?: tensor<{_SHAPE}!tt\.ptr<(?P<type>\w+)>"
-    r"|amdg\w*\.buffer_store %\w+, %\w+\[%\w+\] (?:\{[^}]*\} )?: !tt\.ptr<(?P<buffer_type>\w+)>"
-    r" -> tensor<(?P<buffer_shape>[\dx]+)x"
+    rf"|amdg\w*\.buffer_store %\w+, %\w+\[%\w+\] {_BUFFER}"
 )
 _CUDA_LOAD = re.compile(
     r"ld\.global\S*\.(?:v4\.b32|v2\.b64)|cp\.async\.cg\.\S+ \[[^,]+, \[[^,]+, 0x10"

@@ -62,14 +62,17 @@ class Products:
 
 def products(
     family: str, op: str, *, engine: str, itemsize: int, n_rows: int, n_columns: int, square: bool,
-    matrix_tiles: tuple[int, int] = (8, 64), lanes: int = 32,
+    matrix_tiles: tuple[int, int] = (8, 64), parts_tile: int = 128, lanes: int = 32,
 ) -> Products:  # fmt: skip
     """The smallest tile that holds all rows, or the largest there is; differences pair by pair.
 
-    ``matrix_tiles``: the smallest and the largest tile of the chip's float64 units, 0 if none.
+    ``matrix_tiles``: the smallest and the largest tile of the chip's float64 units, 0 if none;
+    ``parts_tile``: the largest of the engines that multiply parts.
     """
     vector = VECTOR_BYTES // itemsize
-    smallest, largest = matrix_tiles if engine == "float64" else (16, 128)
+    smallest, largest = 16, 128 if engine == "whole" else parts_tile
+    if engine == "float64":
+        smallest, largest = matrix_tiles
     widest = max(n_rows, n_columns)
     few = square and widest <= 8
     if op == "dot" and largest and not (few and smallest > 8 and engine == "float64"):
@@ -101,6 +104,19 @@ def statistics(family: str, *, itemsize: int, lanes: int = 32) -> Statistics:
     entry = TABLES[family].STATISTICS[itemsize]
     step = entry.elements * lanes * entry.num_warps
     return Statistics(step, entry.n_loads, entry.num_warps, entry.rows_added)
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """How one program of a kernel that chooses elements works."""
+
+    step: int  # elements at a time
+    num_warps: int
+
+
+def choosing(family: str, kernel: str, *, itemsize: int, lanes: int = 32) -> Choosing:
+    entry = TABLES[family].CHOICES[kernel, itemsize]
+    return Choosing(entry.elements * lanes * entry.num_warps, entry.num_warps)
 
 
 def added_at_once(n_blocks: int) -> int:

@@ -18,7 +18,7 @@ other engines are half as large.
 from __future__ import annotations
 
 from wkernels.gpu.configs.families import FAMILIES, Family
-from wkernels.gpu.configs.shapes import MODELS, WIDTHS, Mix, Read, Tile
+from wkernels.gpu.configs.shapes import MODELS, SUM_COLUMNS, WIDTHS, Choose, Mix, Read, Tile
 
 VECTOR = 16
 """Bytes of the widest load of a thread."""
@@ -63,8 +63,29 @@ def read(family: Family, width: int) -> Read:
     return Read(elements, n_loads=min(loads, 4), num_warps=WARPS, rows_added=4)
 
 
+CHOOSING = {
+    "agreements": 16, "digits": 16, "importances": 8, "join": 16, "mean": 16, "places": 16,
+    "pull": 16, "sums": 8, "variances": 4,
+}  # fmt: skip
+"""Kernels of methods that choose elements, and how many of a row's a thread has registers for:
+four float64 sums of each of 8, a float64 division of each of 4."""
+
+
+def choose(family: Family, kernel: str, width: int) -> Choose:
+    """16 bytes of a row, if there are registers for as many elements."""
+    elements = min(VECTOR // width, CHOOSING[kernel])
+    if kernel == "sums":
+        num_warps = min(8, SUM_COLUMNS // elements // family.lanes)
+        return Choose(SUM_COLUMNS // family.lanes // num_warps, num_warps)
+    if kernel == "importances":  # with 4 of float32 the compiler spills a register
+        elements = CHOOSING[kernel]
+    return Choose(elements, WARPS)
+
+
 PARTS = {"whole": 2, "bfloat16": 4, "tfloat32": 8}
 """Bytes of an element as it is multiplied: all its parts."""
+HELD = {"whole": 2, "bfloat16": 8, "tfloat32": 12}
+"""Bytes of registers that an element passes through: widened, and in parts."""
 
 
 def tile(family: Family, engine: str, width: int, rows: int) -> Tile:
@@ -77,9 +98,10 @@ def tile(family: Family, engine: str, width: int, rows: int) -> Tile:
         return Tile(32 if rows == 64 else 64, max(1, rows // 16), stages=3)
     room = family.shared // (1 if rows == 128 else 2)
     step, stages = 64, 3
-    # a thread has half a row of each side, in parts, unless they stay in shared memory
-    in_registers = rows < 64 or not family.shared_operands
-    while in_registers and step * PARTS[engine] // 4 > (64 if rows < 64 else 32):
+    # a thread's share of a side; larger tiles leave less, unless they stay in shared memory
+    in_shared = rows >= 64 and family.shared_operands
+    registers = 128 if rows == 16 or in_shared else 96 if rows == 32 else 64
+    while step * HELD[engine] // 4 > registers:
         step //= 2
     while 2 * rows * step * (stages * width + PARTS[engine]) > room:
         if stages > 2:
@@ -105,6 +127,11 @@ def table(name: str) -> dict[str, dict]:
             (width, models): mix(family, width, models) for width in WIDTHS for models in MODELS
         },
         "STATISTICS": {width: read(family, width) for width in WIDTHS},
+        "CHOICES": {
+            (kernel, width): choose(family, kernel, width)
+            for kernel in CHOOSING
+            for width in WIDTHS
+        },
         "PRODUCTS": {
             (engine, width, rows): tile(family, engine, width, rows)
             for engine, (sizes, widths) in ENGINES.items()

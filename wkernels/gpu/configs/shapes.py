@@ -8,6 +8,8 @@ WIDTHS = (1, 2, 4, 8)
 """Bytes of an element of the narrowest row."""
 MODELS = (1, 2, 4, 8, 16, 0)
 """Models up to which an entry holds; 0: any number."""
+SUM_COLUMNS = 1024
+"""Running sums that ``sums`` adds a row to, whatever its warps: part of the result's meaning."""
 
 
 class Mix(NamedTuple):
@@ -26,6 +28,13 @@ class Read(NamedTuple):
     n_loads: int  # before the first is used
     num_warps: int
     rows_added: int  # rows whose blocks one program of the ordered addition adds
+
+
+class Choose(NamedTuple):
+    """One program of a kernel of methods that choose elements, or of one row's magnitudes."""
+
+    elements: int  # of a row, that a thread loads at a time
+    num_warps: int
 
 
 class Tile(NamedTuple):

@@ -9,13 +9,13 @@ from wkernels.gpu.configs.families import FAMILIES
 HEADER = '''\
 """Launch configurations for {chips}: printed by ``python -m bench.tune``.
 
-Keys: bytes of an element, and models up to (0: any); bytes of an element; engine, bytes of an
-element, and rows of a tile.
+Keys: bytes of an element, and models up to (0: any); bytes of an element; kernel, and bytes of an
+element; engine, bytes of an element, and rows of a tile.
 """
 
 from __future__ import annotations
 
-from wkernels.gpu.configs.shapes import Mix, Read, Tile
+from wkernels.gpu.configs.shapes import Choose, Mix, Read, Tile
 
 ORIGIN = "{origin}"
 '''

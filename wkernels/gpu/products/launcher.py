@@ -91,7 +91,8 @@ def launch(
     chip, engine = chips.current(), engine_for(rows, base, fast=fast and op == "dot")
     config = configs.products(
         chip.family, op, engine=engine, itemsize=rows[0].element_size(), n_rows=n_rows,
-        n_columns=n_columns, square=square, matrix_tiles=chip.matrix_tiles, lanes=chip.lanes,
+        n_columns=n_columns, square=square, matrix_tiles=chip.matrix_tiles,
+        parts_tile=chip.parts_tile, lanes=chip.lanes,
     )  # fmt: skip
     tiles = _tiles(-(-n_rows // config.tile), -(-n_columns // config.tile), square)
     pairs_a_tile = config.tile**2

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from wkernels.gpu.elements import NONE, decode, load, row_pointer
+from wkernels.gpu.elements import NONE, base_pointer, decode, load, row_pointer
 
 OPS = ("dot", "l2", "l1")
 DOT = tl.constexpr(0)
@@ -24,10 +24,10 @@ def _add_pairs(
     """The running sums of all pairs of the tile with the loaded elements added.
 
     ``raw`` are the rows, and unless they are the ``SAME`` the columns, each ``[threads, width]``:
-    a thread adds its elements up on its own. More than four at a time would not fit registers
-    in float64, so wider ones are added in two halves.
+    a thread adds its elements up on its own. More than two at a time take too many registers in
+    float64, so wider ones are added half by half.
     """
-    if raw[0].shape[1] > 4:
+    if raw[0].shape[1] > 2:
         half: tl.constexpr = raw[0].shape[1] // 2
         left, right = (), ()
         for k in tl.static_range(len(raw)):
@@ -63,24 +63,30 @@ def _add_pairs(
 
 
 @triton.jit
+def _pointers(rows, first, n_rows, start, CODE: tl.constexpr, ALIGNED: tl.constexpr,
+              TILE: tl.constexpr):  # fmt: skip
+    """Where a tile's rows are loaded from; a row past the last is the last."""
+    pointers = ()
+    for k in tl.static_range(TILE):
+        address = tl.load(rows + tl.minimum(first + k, n_rows - 1))
+        pointers = pointers + (row_pointer(address, start, CODE, ALIGNED),)
+    return pointers
+
+
+@triton.jit
 def _pair_step(
-    totals, rows, columns, base, first_row, first_column, n_rows, n_columns, start, here, length,
+    totals, pointers, base, here, length,
     OP: tl.constexpr, CODE: tl.constexpr, BASE_CODE: tl.constexpr, COMPUTE: tl.constexpr,
-    ALIGNED: tl.constexpr, SAME: tl.constexpr, TILE: tl.constexpr, MASKED: tl.constexpr,
+    SAME: tl.constexpr, TILE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """One step of elements: all rows are loaded before the first is used."""
     inside = here < length
     raw = ()
-    for k in tl.static_range(TILE):
-        row = tl.load(rows + tl.minimum(first_row + k, n_rows - 1))
-        raw = raw + (load(row_pointer(row, start, CODE, ALIGNED) + here, inside, MASKED),)
-    if not SAME:
-        for k in tl.static_range(TILE):
-            row = tl.load(columns + tl.minimum(first_column + k, n_columns - 1))
-            raw = raw + (load(row_pointer(row, start, CODE, ALIGNED) + here, inside, MASKED),)
+    for k in tl.static_range(len(pointers)):
+        raw = raw + (load(pointers[k] + here, inside, MASKED),)
     raw_base = raw[0]
     if BASE_CODE != NONE:
-        raw_base = load(row_pointer(base, start, BASE_CODE, ALIGNED) + here, inside, MASKED)
+        raw_base = load(base + here, inside, MASKED)
     return _add_pairs(totals, raw, raw_base, OP, CODE, BASE_CODE, COMPUTE, SAME, TILE)
 
 
@@ -101,19 +107,24 @@ def pair_tiles(
     # a row of this matrix is what one thread loads and adds up on its own
     width: tl.constexpr = STEP // THREADS
     here = tl.arange(0, THREADS)[:, None] * width + tl.arange(0, width)[None, :]
+    # once for all steps: else the last one's would wait in registers meanwhile
+    pointers = _pointers(rows, i, n_rows, start, CODE, ALIGNED, TILE)
+    if not SAME:
+        pointers = pointers + _pointers(columns, j, n_columns, start, CODE, ALIGNED, TILE)
+    origin = base_pointer(base, start, BASE_CODE, ALIGNED)
     totals = ()
     for _ in tl.static_range(TILE * TILE):
         totals = totals + (tl.zeros((THREADS,), tl.float64),)
     full = length // STEP * STEP
     for step in range(0, full, STEP):
         totals = _pair_step(
-            totals, rows, columns, base, i, j, n_rows, n_columns, start, step + here, length,
-            OP, CODE, BASE_CODE, COMPUTE, ALIGNED, SAME, TILE, False,
+            totals, pointers, origin, step + here, length,
+            OP, CODE, BASE_CODE, COMPUTE, SAME, TILE, False,
         )  # fmt: skip
     for step in range(full, length, STEP):
         totals = _pair_step(
-            totals, rows, columns, base, i, j, n_rows, n_columns, start, step + here, length,
-            OP, CODE, BASE_CODE, COMPUTE, ALIGNED, SAME, TILE, True,
+            totals, pointers, origin, step + here, length,
+            OP, CODE, BASE_CODE, COMPUTE, SAME, TILE, True,
         )  # fmt: skip
     out = partials + program.to(tl.int64) * (TILE * TILE)
     for pair in tl.static_range(TILE * TILE):

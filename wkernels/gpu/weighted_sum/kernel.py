@@ -120,7 +120,7 @@ def _add_models(
         added = ()
         for g in tl.static_range(GROUP):
             mix = tl.minimum(first_mix + g, n_mixes - 1)
-            weight = tl.load(weights + mix.to(tl.int64) * n_models + i + k)
+            weight = tl.load(weights + (mix * n_models + i + k))
             added = added + (tl.fma(x, weight, totals[g]),)
         totals = added
     return totals

@@ -1,12 +1,12 @@
 """Launch configurations for A100 80GB: printed by ``python -m bench.tune``.
 
-Keys: bytes of an element, and models up to (0: any); bytes of an element; engine, bytes of an
-element, and rows of a tile.
+Keys: bytes of an element, and models up to (0: any); bytes of an element; kernel, and bytes of an
+element; engine, bytes of an element, and rows of a tile.
 """
 
 from __future__ import annotations
 
-from wkernels.gpu.configs.shapes import Mix, Read, Tile
+from wkernels.gpu.configs.shapes import Choose, Mix, Read, Tile
 
 ORIGIN = "derived"
 
@@ -44,6 +44,45 @@ STATISTICS = {
     8: Read(elements=2, n_loads=2, num_warps=4, rows_added=4),
 }
 
+CHOICES = {
+    ("agreements", 1): Choose(elements=16, num_warps=4),
+    ("agreements", 2): Choose(elements=8, num_warps=4),
+    ("agreements", 4): Choose(elements=4, num_warps=4),
+    ("agreements", 8): Choose(elements=2, num_warps=4),
+    ("digits", 1): Choose(elements=16, num_warps=4),
+    ("digits", 2): Choose(elements=8, num_warps=4),
+    ("digits", 4): Choose(elements=4, num_warps=4),
+    ("digits", 8): Choose(elements=2, num_warps=4),
+    ("importances", 1): Choose(elements=8, num_warps=4),
+    ("importances", 2): Choose(elements=8, num_warps=4),
+    ("importances", 4): Choose(elements=8, num_warps=4),
+    ("importances", 8): Choose(elements=8, num_warps=4),
+    ("join", 1): Choose(elements=16, num_warps=4),
+    ("join", 2): Choose(elements=8, num_warps=4),
+    ("join", 4): Choose(elements=4, num_warps=4),
+    ("join", 8): Choose(elements=2, num_warps=4),
+    ("mean", 1): Choose(elements=16, num_warps=4),
+    ("mean", 2): Choose(elements=8, num_warps=4),
+    ("mean", 4): Choose(elements=4, num_warps=4),
+    ("mean", 8): Choose(elements=2, num_warps=4),
+    ("places", 1): Choose(elements=16, num_warps=4),
+    ("places", 2): Choose(elements=8, num_warps=4),
+    ("places", 4): Choose(elements=4, num_warps=4),
+    ("places", 8): Choose(elements=2, num_warps=4),
+    ("pull", 1): Choose(elements=16, num_warps=4),
+    ("pull", 2): Choose(elements=8, num_warps=4),
+    ("pull", 4): Choose(elements=4, num_warps=4),
+    ("pull", 8): Choose(elements=2, num_warps=4),
+    ("sums", 1): Choose(elements=8, num_warps=4),
+    ("sums", 2): Choose(elements=8, num_warps=4),
+    ("sums", 4): Choose(elements=4, num_warps=8),
+    ("sums", 8): Choose(elements=4, num_warps=8),
+    ("variances", 1): Choose(elements=4, num_warps=4),
+    ("variances", 2): Choose(elements=4, num_warps=4),
+    ("variances", 4): Choose(elements=4, num_warps=4),
+    ("variances", 8): Choose(elements=2, num_warps=4),
+}
+
 PRODUCTS = {
     ("float64", 1, 8): Tile(step=64, num_warps=1, stages=3),
     ("float64", 1, 16): Tile(step=64, num_warps=1, stages=3),
@@ -70,11 +109,11 @@ PRODUCTS = {
     ("whole", 2, 64): Tile(step=64, num_warps=4, stages=3),
     ("whole", 2, 128): Tile(step=64, num_warps=8, stages=3),
     ("bfloat16", 1, 16): Tile(step=64, num_warps=1, stages=3),
-    ("bfloat16", 1, 32): Tile(step=64, num_warps=2, stages=3),
+    ("bfloat16", 1, 32): Tile(step=32, num_warps=2, stages=3),
     ("bfloat16", 1, 64): Tile(step=32, num_warps=4, stages=3),
     ("bfloat16", 1, 128): Tile(step=32, num_warps=8, stages=3),
     ("bfloat16", 2, 16): Tile(step=64, num_warps=1, stages=3),
-    ("bfloat16", 2, 32): Tile(step=64, num_warps=2, stages=3),
+    ("bfloat16", 2, 32): Tile(step=32, num_warps=2, stages=3),
     ("bfloat16", 2, 64): Tile(step=32, num_warps=4, stages=3),
     ("bfloat16", 2, 128): Tile(step=32, num_warps=8, stages=3),
     ("tfloat32", 1, 16): Tile(step=32, num_warps=1, stages=3),
