@@ -93,6 +93,7 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("zoo", type=Path, help="a folder that bench.zoo made")
     parser.add_argument("work", type=Path, help="a folder for the outputs")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--only", choices=["warm", "cold"], help="keep the other as it was found")
     options = parser.parse_args(given)
     zoo = wspace.open_zoo(f"{options.zoo}/model-*")
     weights = [1 / len(zoo)] * len(zoo)
@@ -117,7 +118,14 @@ def main(given: list[str] | None = None) -> int:
         "bytes_written": zoo.members[0].nbytes,
     }
     files = [Path(str(file)) for member in zoo.members for file in member.files]
-    for kind, turns in (("warm", options.rounds), ("cold", -(-options.rounds // 2))):
+    place = RESULTS / limits.machine_name() / "durability.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if options.only and place.is_file():
+        found = json.loads(place.read_text())
+        report |= {kind: found[kind] for kind in ("warm", "cold") if kind in found}
+    kinds = {"warm": options.rounds, "cold": -(-options.rounds // 2)}
+    for kind in [options.only] if options.only else kinds:
+        turns = kinds[kind]
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
         shards = None
         for turn in range(turns + 1):  # the first reads the files and compiles
@@ -135,10 +143,8 @@ def main(given: list[str] | None = None) -> int:
                     shards = found
                 shutil.rmtree(out)
         report[kind] = figures(times)
-    place = RESULTS / limits.machine_name()
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "durability.json").write_text(json.dumps(report, indent=1) + "\n")
-    for kind in ("warm", "cold"):
+    place.write_text(json.dumps(report, indent=1) + "\n")
+    for kind in kinds.keys() & report.keys():
         print(kind, json.dumps(report[kind] | {"seconds": None}, indent=1))
     return 0
 

@@ -138,6 +138,17 @@ def test_records_that_say_nothing_are_refused(tmp_path, text, words):
         ws.verify(tmp_path)
 
 
+def test_any_change_of_the_record_is_found(out):
+    record = out / "wspace.json"
+    whole = record.read_bytes()
+    for position in range(0, len(whole), 7):
+        flip(record, position)
+        with pytest.raises(CheckpointError, match=r"wspace\.json"):
+            ws.verify(out)
+        record.write_bytes(whole)
+    assert ws.verify(out).ok
+
+
 def test_the_command(out, capsys):
     assert main(["verify", str(out)]) == 0
     assert "6 tensors and 4 files (1.81 MB) are as they were written" in capsys.readouterr().out

@@ -8,6 +8,7 @@ a Zen 5 core, where sha256 has 2): it finds damage, and is no proof against forg
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import xxhash
 
@@ -40,6 +41,23 @@ def _update(digest: xxhash.xxh3_128, view: memoryview, first: int = 0) -> None:
 def checksum_of_blocks(checksums: Iterable[str]) -> str:
     """That of a tensor, from those of its blocks."""
     return checksum("".join(checksums).encode())
+
+
+BLANK = "0" * 32
+"""In place of a record's checksum of its own text, when that is taken."""
+
+
+def seal(record: Path) -> None:
+    """Fill in the checksum of a JSON file's text, whose ``"record"`` is ``BLANK``."""
+    text = record.read_text(encoding="utf-8")
+    digest = checksum(text.encode())
+    record.write_text(text.replace(f'"record": "{BLANK}"', f'"record": "{digest}"'), "utf-8")
+
+
+def is_sealed(text: str, digest: str) -> bool:
+    """Whether the text is as it was when it was sealed."""
+    blank = text.replace(f'"record": "{digest}"', f'"record": "{BLANK}"')
+    return checksum(blank.encode()) == digest
 
 
 class OpenBlock:

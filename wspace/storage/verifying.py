@@ -5,6 +5,7 @@
     algorithm, block    see ``wspace.storage.checksums``
     tensors             of each tensor's bytes
     files               of each file; of a shard its header alone, as its tensors have their own
+    record              of the text of ``wspace.json``, with zeros in place of this
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wspace.errors import CheckpointError
-from wspace.storage.checksums import ALGORITHM, BLOCK, checksum, checksum_of_blocks
+from wspace.storage.checksums import ALGORITHM, BLOCK, checksum, checksum_of_blocks, is_sealed
 from wspace.storage.headers import Header, TensorRecord, read_header
 from wspace.storage.opening import open_regular, read_text
 from wspace.storage.remote import FAR_REQUEST, Location, RemotePath, location
+
+FIELDS = {"algorithm", "block", "tensors", "files", "record"}
 
 
 class Damage(NamedTuple):
@@ -97,7 +100,8 @@ def _expected(path: Location) -> tuple[dict[str, str], dict[str, str]]:
     """Checksums of tensors and of files."""
     record = path / "wspace.json"
     try:
-        checksums = json.loads(read_text(record)).get("checksums")
+        text = read_text(record)
+        checksums = json.loads(text).get("checksums")
     except OSError as error:
         raise CheckpointError(
             f"{path}: not an output of wspace: {record.name} cannot be read: {error.strerror}"
@@ -114,6 +118,9 @@ def _expected(path: Location) -> tuple[dict[str, str], dict[str, str]]:
         ]
     except (TypeError, KeyError, AttributeError):
         raise CheckpointError(f"{record}: its checksums are damaged") from None
+    sealed = checksums.get("record")  # older versions wrote none
+    if checksums.keys() - FIELDS or (sealed is not None and not is_sealed(text, str(sealed))):
+        raise CheckpointError(f"{record}: its text has another checksum; it is damaged")
     if kind != (ALGORITHM, BLOCK):
         raise CheckpointError(
             f"{record}: checksums of kind {kind}; this version knows {(ALGORITHM, BLOCK)}"

@@ -18,7 +18,7 @@ from wspace.shares import WHOLE, Share
 from wspace.sizes import format_bytes
 from wspace.storage.blocks import Blocks, Place, blocks_within
 from wspace.storage.checkpoints import INDEX, Checkpoint, open_checkpoint
-from wspace.storage.checksums import ALGORITHM, BLOCK, checksum
+from wspace.storage.checksums import ALGORITHM, BLANK, BLOCK, checksum, seal
 from wspace.storage.commits import Commits
 from wspace.storage.companions import companions, mend_config, write_json
 from wspace.storage.files import WRITE, OutputFile
@@ -282,9 +282,11 @@ class CheckpointWriter:
             "fingerprint": digest_of(self._job),
             "checksums": {
                 "algorithm": ALGORITHM, "block": BLOCK, "tensors": tensors, "files": of_files,
+                "record": BLANK,
             },
         }  # fmt: skip
         write_json(folder / "wspace.json", made)
+        seal(folder / "wspace.json")
         for file in (*others, folder / "wspace.json"):
             flush(file)
         self._partial.publish()
