@@ -256,9 +256,10 @@ def make_models(root: Path) -> dict[str, bool]:
         tie_word_embeddings=False,
     )  # fmt: skip
     gpt2 = GPT2Config(vocab_size=64, n_embd=32, n_layer=4, n_head=4, n_positions=64)
+    # of int(density x n) = 0 elements mergekit keeps one, and wspace says that it keeps none
     bert = BertConfig(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
-        num_attention_heads=4, max_position_embeddings=64,
+        num_attention_heads=4, max_position_embeddings=64, num_labels=8,
     )  # fmt: skip
     families = {
         "llama": (AutoModelForCausalLM, llama, STEP),
