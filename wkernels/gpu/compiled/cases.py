@@ -205,6 +205,8 @@ CASES: dict[str, Callable[[], None]] = {
     "variances float32, base": partial(_variances, F32),
     "importances bf16": partial(_importances, BF16),
     "importances float32": partial(_importances, F32),
+    "ranks bf16, base": partial(_ranks, BF16, (1, 4096, 1)),
+    "ranks in long lines, bf16, base": partial(_ranks, BF16, (1, 8192, 1)),
     "columns bf16, base": partial(_columns, BF16, BF16),
     "columns float32": partial(_columns, F32),
     "sums of columns bf16, base": partial(_columns, BF16, BF16, sums=True),
