@@ -1,6 +1,7 @@
 """Passes through a device with its own memory, on an accelerator of threads and host memory."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from wspace import cuda, pipeline, stream
 from wspace.cuda import Gpu
 from wspace.devices import device_named
 from wspace.errors import DeviceError
-from wspace.several import Several, split
+from wspace.several import Several, Shared, split
 from wspace.stream import CUT, Chunk, ChunkPlan, Piece
 
 SHAPES = {"a.weight": (2 * CUT + 5,), "b.weight": (7,), "c.weight": (40, 500)}
@@ -162,6 +163,18 @@ def test_every_element_is_on_one_device(chunk, n_devices):
         else:
             joined.append([tensor, start, stop, at])
     assert [tuple(piece) for piece in joined] == [tuple(p) for p in chunk.plan.pieces]
+
+
+def test_rows_of_a_shared_chunk_are_chosen_on_every_device():
+    host = chunk_of(3 * CUT)
+    parts = [
+        part._replace(chunk=replace(part.chunk, starts=(0, 512 * k)))
+        for k, part in enumerate(split(host, [object(), object()]), start=1)
+    ]
+    shared = Shared(host.plan, parts, host.starts).of_rows([1])
+    assert [part.chunk.starts for part in shared.buffer] == [(512,), (1024,)]
+    assert [len(part.chunk.plan.dtypes) for part in shared.buffer] == [1, 1]
+    assert shared.of_rows([0]).buffer == shared.buffer
 
 
 def test_large_chunks_are_shared_evenly():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +24,15 @@ class Part(NamedTuple):
     at: int  # elements, from the chunk's start
     pieces: slice  # of the chunk's pieces
     chunk: Chunk
+
+
+class Shared(Chunk):
+    """A chunk whose buffer is a list of :class:`Part`."""
+
+    def of_rows(self, which: Sequence[int]) -> Shared:
+        chunk = super().of_rows(which)
+        parts = [part._replace(chunk=part.chunk.of_rows(which)) for part in self.buffer]
+        return Shared(chunk.plan, parts, chunk.starts)
 
 
 class Several:
@@ -61,7 +69,7 @@ class Several:
         parts = [
             part._replace(chunk=part.device.pipeline.receive(arrival)) for part, arrival in sent
         ]
-        yield replace(host, buffer=parts)
+        yield Shared(host.plan, parts, host.starts)
         for part, arrival in sent:
             part.device.pipeline.release(arrival)
 
