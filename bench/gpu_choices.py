@@ -93,9 +93,10 @@ def lines(device: torch.device, n: int) -> Callable[[], None]:
             given = segments, shapes, [0.5], [0.2]
             ranks.rank_chances([row.to(device)], base.to(device), *given, there)
             for (start, stop), one in zip(segments.tolist(), shapes, strict=True):
+                parts = [pointers_to([t[start:stop]]) for t in (row, base)]
                 cpu.rank_chances(
-                    *(pointers_to([t[start:stop]]) for t in (row, base)), stop - start, one,
-                    0.5, 0.2, out[0, 0, start:stop].numpy(), threads=torch.get_num_threads(),
+                    parts[0], parts[1], stop - start, one, 0.5, 0.2,
+                    out[0, 0, start:stop].numpy(), threads=torch.get_num_threads(),
                 )  # fmt: skip
             assert torch.equal(out[0], there.cpu()), "chances by rank"
 

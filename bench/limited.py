@@ -93,7 +93,8 @@ def _limited(command: list[str], folder: str, extra: int, said: Sequence[str]) -
     os.chdir(folder)
     for number, path in zip((1, 2), said, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
-    resource.setrlimit(resource.RLIMIT_DATA, (_field("VmData") + extra,) * 2)
+    most = _field("VmData") + extra
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     try:
         return main(command)
     except SystemExit as stopped:

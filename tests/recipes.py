@@ -3,6 +3,9 @@
 import torch
 from safetensors.torch import load_file
 
+from wspace.devices import device_named
+from wspace.elementwise.work import layout_of
+from wspace.errors import BudgetError
 from wspace.recipes import Problems, merge_recipe, parse_recipe, plan_recipe
 
 
@@ -33,3 +36,15 @@ def ulps(tensor, truth):
     info = torch.finfo(tensor.dtype)
     spacing = info.eps * 2.0 ** truth.abs().clamp_min(info.smallest_normal).log2().floor()
     return float(((tensor.double() - truth).abs() / spacing).max()) if truth.numel() else 0.0
+
+
+def least_memory(work, step=10_000):
+    """The least budget, in steps, that chunks of a work's tensors fit into on this machine."""
+    memory = step
+    while True:
+        try:
+            layout_of(work, device_named("cpu"), memory)
+        except BudgetError:
+            memory += step
+        else:
+            return memory

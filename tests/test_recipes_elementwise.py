@@ -6,7 +6,7 @@ import torch
 
 import wspace as ws
 from tests import elementwise_truth as truth
-from tests.recipes import merged, plan
+from tests.recipes import least_memory, merged, plan
 from tests.zoos import save
 from wspace.devices import device_named
 from wspace.elementwise.work import layout_of
@@ -292,9 +292,9 @@ def test_bits_do_not_depend_on_memory_or_shards(zoos, tmp_path, method):
     weighted = "weight" in str(plan_parameters(method))
     text = recipe(method, own, parameters, "half", n, weighted)
     found = merged(text, tmp_path / "all")
-    memory = 1_050_000  # 16384 elements of four models, not the 39300 and 17030 of two
     (work,) = works_of(plan(text)[0])
-    assert len(layout_of(work, device_named("cpu"), memory).cut) == (2 if n > 1 else 1)
+    memory = least_memory(work)  # 16384 elements of all models, not the 39300 and 17030 of two
+    assert len(layout_of(work, device_named("cpu"), memory).cut) == 2
     small = merged(text, tmp_path / "small", memory=memory, max_shard_size="20KB")
     assert found.keys() == small.keys()
     for name, tensor in found.items():

@@ -15,7 +15,7 @@ from wspace.devices import Device
 from wspace.errors import NonFiniteError, OutputError
 from wspace.passes import describe_non_finite
 from wspace.profiling import PASS, WRITES, stage
-from wspace.sinks import FileSink, Results
+from wspace.sinks import FileSink, Results, Sink
 from wspace.storage.headers import BITS, CODES, KERNEL_NAMES
 from wspace.stream import (
     OUTPUTS,
@@ -105,7 +105,7 @@ class Job(NamedTuple):
 
     mixes: Mixes
     dtype: str | None  # None: see output_dtype
-    sink: FileSink = FileSink(())
+    sink: Sink = FileSink(())
 
 
 def rows_of(jobs: Sequence[Job]) -> tuple[int, ...]:
@@ -121,7 +121,7 @@ def run_mixes(
     plans: Sequence[ChunkPlan],
     worker: Device,
     dtype: str | None,
-    sink: FileSink,
+    sink: Sink,
     progress: Progress | None,
     allow_non_finite: bool,
 ) -> None:

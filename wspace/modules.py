@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from wkernels import arguments, ops
-from wspace.devices import Cpu, device_named
+from wspace.devices import Cpu, Ready, device_named
 from wspace.errors import MisalignedZooError
 from wspace.grams import EXACT, Gram
 from wspace.jobs import output_dtype, plan_mixes, run_mixes
@@ -18,7 +18,7 @@ from wspace.merging import needed
 from wspace.placement import choose, mixes_job
 from wspace.sizes import parse_bytes
 from wspace.storage.headers import KERNEL_NAMES
-from wspace.stream import Chunk, ChunkPlan, Progress, Stream, chunk_elements, plan_chunks
+from wspace.stream import ChunkPlan, Progress, Stream, chunk_elements, plan_chunks
 from wspace.weights import check_weights
 from wspace.zoo import Zoo
 
@@ -63,13 +63,28 @@ class _Loader:
     def positions(self, plan: ChunkPlan, dtype: str) -> list[int]:
         return [0]
 
-    def __call__(
-        self, chunk: Chunk, buffer: np.ndarray, starts: Sequence[int], dtype: str
-    ) -> list[Future]:
+    def results(
+        self, plan: ChunkPlan, buffer: np.ndarray, starts: Sequence[int], dtype: str
+    ) -> _Loaded:
         values = torch.from_numpy(buffer[starts[0] :]).view(getattr(torch, KERNEL_NAMES[dtype]))
-        for piece in chunk.plan.pieces:
-            target = self._targets[self._zoo.tensors[piece.tensor].name].view(-1)
-            target[piece.start : piece.stop].copy_(values[piece.at :][: piece.stop - piece.start])
+        return _Loaded([
+            (self._targets[self._zoo.tensors[piece.tensor].name].view(-1)[piece.start : piece.stop],
+             values[piece.at :][: piece.stop - piece.start])
+            for piece in plan.pieces
+        ])  # fmt: skip
+
+
+class _Loaded(NamedTuple):
+    """A chunk of it: parts of the module's tensors, and their values."""
+
+    parts: list[tuple[torch.Tensor, torch.Tensor]]
+
+    def ready(self, first: int, n: int) -> Ready:
+        return Ready(lambda start, stop: None, ())
+
+    def write(self) -> list[Future[None]]:
+        for target, values in self.parts:
+            target.copy_(values)
         return []
 
 

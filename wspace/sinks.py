@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,8 +18,32 @@ Places = Sequence[tuple[str, int]]
 it starts."""
 
 
-class Results:
-    """A chunk's results, on their way from a buffer to files."""
+class Results(Protocol):
+    """A chunk's results, in a buffer."""
+
+    def ready(self, first: int, n: int) -> Ready:
+        """What takes ``n`` elements of all rows, counted from ``first``, once they are there."""
+        ...
+
+    def write(self) -> list[Future[None]]:
+        """Hand all of them on; the buffer must stay as it is until all futures are done."""
+        ...
+
+
+class Sink(Protocol):
+    """Where the rows of mixes go."""
+
+    def positions(self, plan: ChunkPlan, dtype: str) -> list[int]:
+        """The byte that each mix's row would start at in its file."""
+        ...
+
+    def results(self, plan: ChunkPlan, buffer: Any, starts: Sequence[int], dtype: str) -> Results:
+        """``starts``: of the mixes' rows in the buffer."""
+        ...
+
+
+class FileResults:
+    """Results on their way to files."""
 
     def __init__(
         self,
@@ -66,13 +91,15 @@ class FileSink:
     def __init__(self, outputs: Sequence[tuple[Places, CheckpointWriter]]) -> None:
         self._outputs = outputs
 
-    def results(self, plan: ChunkPlan, buffer, starts: Sequence[int], dtype: str) -> Results:
+    def results(
+        self, plan: ChunkPlan, buffer: Any, starts: Sequence[int], dtype: str
+    ) -> FileResults:
         """``starts``: of the mixes' rows in the buffer."""
         runs = [
             (writer, row_start, _runs(plan, dtype, places, writer))
             for (places, writer), row_start in zip(self._outputs, starts, strict=True)
         ]
-        return Results(runs, buffer, BITS[dtype] // 8)
+        return FileResults(runs, buffer, BITS[dtype] // 8)
 
     def __call__(self, chunk: Chunk, buffer, starts, dtype: str) -> list[Future[None]]:
         """The buffer is the sink's until all futures are done."""
