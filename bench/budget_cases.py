@@ -59,7 +59,7 @@ def _write_dense(folder: Path, values: np.ndarray, mebibytes: int) -> None:
     folder.mkdir(parents=True)
     with (folder / FILE).open("wb") as file:
         file.write(_header(shapes(mebibytes)))
-        file.write(np.ascontiguousarray(values.view(np.uint16)[1::2]))
+        file.write(np.ascontiguousarray(values.view(np.uint16)[1::2]).data)
 
 
 def write_sparse(folder: Path, shapes: Mapping[str, Sequence[int]]) -> Path:
