@@ -2,7 +2,7 @@
 
 Four checkpoints of 582M bfloat16 parameters and their base, in the page cache; every method, its
 result checked, against its floor (reading the inputs as often as the method must, and writing the
-output) and against mergekit. Then a sweep, and the planning of a checkpoint of 100,000 tensors.
+output) and against mergekit. Then sweeps, and the planning of a checkpoint of 100,000 tensors.
 Writes ``bench/results/<machine>/recipes.json`` and ``recipes.md``, anew after every figure: a run
 that is interrupted leaves what it measured. ``--repeats 1`` takes about ten minutes.
 """
@@ -10,6 +10,7 @@ that is interrupted leaves what it measured. ``--repeats 1`` takes about ten min
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import shutil
 import sys
@@ -27,8 +28,13 @@ from bench.recipe_cases import CASES, RecipeCase
 from bench.report import Figure, as_markdown, timings, write_report
 from wspace.recipes import Problems, cost, parse_recipe, plan_outputs, plan_recipe
 from wspace.recipes.methods import METHODS
-from wspace.recipes.references import Models
-from wspace.storage.checkpoints import open_checkpoint
+from wspace.recipes.references import ModelReference, Models
+
+SWEEPS = {
+    "sweep": ("task_arithmetic", "lambda", (0.5, 1, 1.5, 2)),
+    "sweep-ties": ("ties", "density", (0.3, 0.5, 0.7, 0.9)),
+}
+"""A method, its parameter that is swept, and four values."""
 
 N_TENSORS, N_MODELS = 100_000, 4
 """Of the planning figure: a mixture of experts, headers alone."""
@@ -126,15 +132,17 @@ def _mergekit(program: str, recipe: Path, out: Path, amount: float) -> Command:
     return Command(words, amount, out)
 
 
-def sweep_figure(folder: Path, scratch: Path, repeats: int) -> Figure:
-    """Four outputs of one read, against one of them."""
-    case = CASES[1]
+def sweep_figure(
+    method: str, parameter: str, values: Sequence[float], folder: Path, scratch: Path, repeats: int
+) -> Figure:
+    """Four outputs of one read, against one of them; one value is that of the method's case."""
+    (case,) = (case for case in CASES if case.method == method)
     single, sweep = scratch / "single.yml", scratch / "sweep.yml"
-    text = case.text(folder)
-    single.write_text(text)
-    sweep.write_text(f"{text}parameters: {{lambda: {{sweep: [0.5, 1, 1.5, 2]}}}}\n")
+    single.write_text(case.text(folder))
+    swept = f"{parameter}: {{sweep: [{', '.join(map(str, values))}]}}"
+    sweep.write_text(case._replace(parameters=swept).text(folder))
     commands = {
-        f"{name} of {case.method}": Command(
+        f"{name} of {method}": Command(
             [sys.executable, "-m", "wspace", "merge", file, "-o", scratch / "out", "--quiet"],
             0, scratch / "out",
         )
@@ -143,47 +151,85 @@ def sweep_figure(folder: Path, scratch: Path, repeats: int) -> Figure:
     works = {name: command.work for name, command in commands.items()}
     seconds = interleave(works, repeats, warmups=0)
     outputs = sorted((scratch / "out").glob("*/model*.safetensors"))
-    assert {path.parent.name for path in outputs} == {
-        f"lambda={k}" for k in ("0.5", "1", "1.5", "2")
-    }
-    recipe_truth.check(case, scratch / "out" / "lambda=1", folder)
+    assert {path.parent.name for path in outputs} == {f"{parameter}={k}" for k in values}
+    given = case.parameters.partition(": ")[2] or "1"
+    recipe_truth.check(case, scratch / "out" / f"{parameter}={given}", folder)
     one, four = seconds.values()
-    commands["one of task_arithmetic"].work.prepare()
+    commands[f"one of {method}"].work.prepare()
     return Figure(
-        "Four outputs from one read", f"`{case.method}` with four values of lambda.",
+        f"Four outputs of {method} from one read", f"`{method}` with `{swept}`.",
         timings(works, seconds),
         {"four singly / in one sweep": spread(4 * a / b for a, b in zip(one, four, strict=True))},
-        "the output of lambda = 1 as that of the single recipe",
+        f"the output of {parameter} = {given} as that of the single recipe",
         {f"peak memory, {name}": command.peak_bytes for name, command in commands.items()},
     )  # fmt: skip
 
 
+class Planning:
+    """From headers to a plan and its cost, as a command has it: nothing is known before."""
+
+    def __init__(self, models: Sequence[Path]) -> None:
+        self._paths = [str(model) for model in models]
+        lines = [f"  - {{model: {m}, parameters: {{weight: [0.1, 0.9]}}}}" for m in models]
+        self._text = "merge_method: linear\nmodels:\n" + "\n".join(lines) + "\n"
+        self.models, self.plan = Models(), None
+
+    def works(self, which: str) -> dict[str, Work]:
+        return {
+            f"open: parse and check {which}": Work(self._open, 0, self._forget),
+            f"plan every tensor, {which}": Work(self._plan, 0),
+            f"cost, {which}": Work(lambda: cost(*filter(None, [self.plan])), 0),
+        }
+
+    def _forget(self) -> None:
+        self.models, self.plan = Models(), None
+
+    def _open(self) -> None:
+        for path in self._paths:
+            self.models.open(ModelReference(path))
+
+    def _plan(self) -> None:
+        recipe = parse_recipe(self._text, Problems("recipe.yml"))
+        self.plan = plan_recipe(recipe, Problems("recipe.yml"), models=self.models)
+
+
 def planning_figure(scratch: Path, n_tensors: int, repeats: int) -> Figure:
     """Planning alone: headers of a mixture of experts, whose files are holes."""
-    models = [make_headers(scratch / f"moe-{i}", n_tensors) for i in range(N_MODELS)]
-    lines = [f"  - {{model: {m}, parameters: {{weight: [0.1, 0.9]}}}}" for m in models]
-    text = "merge_method: linear\nmodels:\n" + "\n".join(lines) + "\n"
-    opened, planned = Models(), []
-
-    def plan() -> None:
-        recipe = parse_recipe(text, Problems("recipe.yml"))
-        planned[:] = [plan_recipe(recipe, Problems("recipe.yml"), models=opened)]
-
-    works = {
-        "open: parse and check the headers": Work(lambda: [open_checkpoint(m) for m in models], 0),
-        "plan every tensor": Work(plan, 0),
-        "cost": Work(lambda: cost(*planned), 0),
+    kinds = {
+        "equal headers": [make_headers(scratch / f"moe-{i}", n_tensors) for i in range(N_MODELS)],
+        "headers that differ": [
+            make_headers(scratch / f"other-{i}", n_tensors, note=str(i)) for i in range(N_MODELS)
+        ],
     }
-    seconds = interleave(works, repeats)
-    assert len(planned[0].tensors) == n_tensors
+    plannings = {which: Planning(models) for which, models in kinds.items()}
+    works = {
+        name: work
+        for which, planning in plannings.items()
+        for name, work in planning.works(which).items()
+    }
+    gc.disable()  # as the commands do
+    try:
+        seconds = interleave(works, repeats)
+    finally:
+        gc.enable()
+    for planning in plannings.values():
+        assert planning.plan
+        assert len(planning.plan.tensors) == n_tensors
     millions = n_tensors * N_MODELS / 1e6
+    sums = {
+        f"all three, {which}": [
+            sum(turn)
+            for turn in zip(*(seconds[name] for name in planning.works(which)), strict=True)
+        ]
+        for which, planning in plannings.items()
+    }
     return Figure(
         f"Planning {n_tensors:,} tensors x {N_MODELS} models",
         "A gradient over the layers of a mixture of experts. No weights are read.",
         timings(works, seconds),
         {
             f"seconds per million tensors x models, {name}": spread(s / millions for s in times)
-            for name, times in seconds.items()
+            for name, times in (seconds | sums).items()
         },
         "every tensor is planned",
     )
@@ -235,7 +281,10 @@ def main(arguments: list[str] | None = None) -> int:
         }  # fmt: skip
         n_tensors = N_TENSORS if options.scale >= 0.5 else N_TENSORS // 50
         others: dict[str, Callable[[], Figure]] = {
-            "sweep": lambda: sweep_figure(folder, scratch, options.repeats),
+            name: lambda sweep=sweep: sweep_figure(*sweep, folder, scratch, options.repeats)
+            for name, sweep in SWEEPS.items()
+        }
+        others |= {
             "planning": lambda: planning_figure(scratch, n_tensors, options.repeats),
         }
         steps |= {k: f for k, f in others.items() if not options.only or k in options.only}
@@ -270,8 +319,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="default: bench/results/<machine>")
     parser.add_argument("--scratch", type=Path, help="a folder on the disk to be measured")
     parser.add_argument(
-        "--only", nargs="+", choices=[*(case.method for case in CASES), "sweep", "planning"],
-        metavar="METHOD", help="only these methods, sweep or planning; kept where --out is given",
+        "--only", nargs="+", choices=[*(case.method for case in CASES), *SWEEPS, "planning"],
+        metavar="METHOD", help="only these methods, sweeps or planning; kept where --out is given",
     )  # fmt: skip
     parser.add_argument(
         "--against", nargs="*", choices=[case.method for case in CASES], metavar="METHOD",

@@ -123,7 +123,7 @@ def test_a_recipe_has_the_bits_of_the_cpus(zoo, accelerators, tmp_path, text):
 
 def test_thresholds_of_whole_models(zoo, accelerators, tmp_path):
     text = recipe("ties/paper", "density: 0.3", "lambda: 1.5")
-    (work,) = works_of(plan(text)[0])
+    (work,) = works_of([plan(text)[0]])
     assert isinstance(work.choices[0].keep, Largest)
     assert work.choices[0].keep.whole
     expected = merged(text, tmp_path / "cpu", "cpu")
@@ -136,7 +136,7 @@ def test_a_tensor_that_does_not_fit_is_read_in_pieces(accelerators, tmp_path, mo
     text = recipe("ties", "weight: 0.7, density: 0.3", n=2)
     expected = merged(text, tmp_path / "cpu", "cpu")
     memory = 900_000
-    (work,) = works_of(plan(text)[0])
+    (work,) = works_of([plan(text)[0]])
     assert len(layout_of(work, device_named("cuda"), memory).cut) == 1
     assert merged(text, tmp_path / "cuda", "cuda", memory=memory) == expected
 
@@ -148,7 +148,7 @@ def test_columns_that_do_not_fit_are_read_in_bands(accelerators, tmp_path, monke
     text = RECIPES["nuslerp of columns"]
     whole = merged(text, tmp_path / "whole", "cuda")
     memory = 1_500_000
-    (work,) = works_of(plan(text)[0])
+    (work,) = works_of([plan(text)[0]])
     (plans,) = layout_of(work, device_named("cuda"), memory).cut
     assert len(plans) > 1
     assert all(part.pieces[0].start % (16 * 131) == 0 for part in plans)

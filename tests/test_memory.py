@@ -25,13 +25,15 @@ models:
   - {{model: {}, parameters: {{weight: 0.3}}}}
   - {{model: {}, parameters: {{weight: 0.3}}}}
   - {{model: {}, parameters: {{weight: 0.3}}}}
-parameters: {{density: 0.5}}
+parameters: {{density: {}}}
 """
+DENSITIES = {"ties, a sweep": "{sweep: [0.1, 0.3, 0.5, 0.7, 0.9]}"}
 
 def work(root, out):
     if what not in ("merge", "gram"):
         models = [f"{root}/base", *(f"{root}/run-{i}" for i in range(3))]
-        open(out + ".yml", "w").write(RECIPE.format(what, *models))
+        method, density = what.split(",")[0], DENSITIES.get(what, "0.5")
+        open(out + ".yml", "w").write(RECIPE.format(method, *models, density))
         words = ["merge", out + ".yml", "-o", out, "--quiet", "--memory", str(budget)]
         assert main(words) == 0
         return
@@ -81,7 +83,7 @@ def test_peak_memory_is_inside_the_budget(roots, tmp_path, what, n):
     assert peak >= 4 << 20, "this measures something"
 
 
-@pytest.mark.parametrize("method", ["ties", "dare_ties", "della"])
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "della", "ties, a sweep"])
 def test_peak_memory_of_methods_that_choose_elements(roots, tmp_path, method):
     budget = 48 << 20
     arguments = [roots["small"], roots[4], tmp_path, method, budget]

@@ -292,7 +292,7 @@ def test_bits_do_not_depend_on_memory_or_shards(zoos, tmp_path, method):
     weighted = "weight" in str(plan_parameters(method))
     text = recipe(method, own, parameters, "half", n, weighted)
     found = merged(text, tmp_path / "all")
-    (work,) = works_of(plan(text)[0])
+    (work,) = works_of([plan(text)[0]])
     memory = least_memory(work)  # 16384 elements of all models, not the 39300 and 17030 of two
     assert len(layout_of(work, device_named("cpu"), memory).cut) == 2
     small = merged(text, tmp_path / "small", memory=memory, max_shard_size="20KB")

@@ -483,7 +483,7 @@ def test_columns_of_matrices_that_do_not_fit(tmp_path, monkeypatch, base):
     for name, tensors in zoo.items():
         save(tmp_path / "far" / name, tensors)
     text = recipe("nuslerp", ["m0", "m1"], "nuslerp_flatten: false, nuslerp_row_wise: true", base)
-    (work,) = works_of(plan(text)[0])
+    (work,) = works_of([plan(text)[0]])
     memory = 4_500_000
     assert len(layout_of(work, device_named("cpu"), memory).cut) == 1
     whole = merged(text, tmp_path / "whole")

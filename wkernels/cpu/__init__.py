@@ -10,7 +10,7 @@ from wkernels.cpu.products import products
 from wkernels.cpu.ranks import rank_chances
 from wkernels.cpu.scores import importances, pulled, variances
 from wkernels.cpu.selection import digit_counts, nth_equal
-from wkernels.cpu.sieve import ROOM, Sieve, sieved
+from wkernels.cpu.sieve import ELEMENTS, LINES, ROOM, Sieve, sampled_blocks, sieved
 from wkernels.cpu.sketch import sketch
 from wkernels.cpu.statistics import row_moments
 from wkernels.cpu.weighted_sum import weighted_sum
@@ -18,6 +18,8 @@ from wkernels.cpu.weighted_sum import weighted_sum
 __all__ = [
     "BLOCK",
     "COUNTS",
+    "ELEMENTS",
+    "LINES",
     "N_SUMS",
     "ROOM",
     "SIZES",
@@ -37,6 +39,7 @@ __all__ = [
     "pulled",
     "rank_chances",
     "row_moments",
+    "sampled_blocks",
     "sieved",
     "sketch",
     "variances",

@@ -36,6 +36,14 @@ ELEMENTS = Sampling(64, TURN, 5.0)
 LINES = Sampling(256, 8, 8.0)
 """Where lines have factors of their own, elements of a line are alike."""
 
+
+def sampled_blocks(size: int, sampling: Sampling) -> list[int]:
+    """Where the blocks start that a tensor's sample is of."""
+    n_blocks = -(-size // BLOCK)
+    blocks = np.linspace(0, n_blocks - 1, min(n_blocks, sampling.blocks), dtype=int)
+    return [int(block) * BLOCK for block in np.unique(blocks)]
+
+
 ROOM = 8
 """Of so many elements, one may be between the limits; where there are more, the answer is open."""
 
@@ -86,10 +94,8 @@ class Sieve:
         """``(tensor, start)`` of the blocks to be sampled."""
         found = []
         for slot in np.flatnonzero(self.open.any(axis=1)):
-            n_blocks = -(-int(self.sizes[slot]) // BLOCK)
-            n_sampled = min(n_blocks, self._sampling.blocks)
-            some = np.unique(np.linspace(0, n_blocks - 1, n_sampled, dtype=int))
-            found += [(int(slot), int(block) * BLOCK) for block in some]
+            starts = sampled_blocks(int(self.sizes[slot]), self._sampling)
+            found += [(int(slot), start) for start in starts]
         return found
 
     def sample(self, rows: Pointers, base: Pointers, segments: np.ndarray, slots: np.ndarray):

@@ -9,7 +9,7 @@ import numpy as np
 from wkernels.bands import rows_of_a_band
 from wspace.elementwise.choices import ColumnSums
 from wspace.elementwise.kernels import N_MODELS, Kernels
-from wspace.elementwise.sources import Source
+from wspace.elementwise.sources import Step, Steps
 
 
 def width_of(shape: tuple[int, ...]) -> int:
@@ -29,12 +29,14 @@ def held_bytes(shape: tuple[int, ...], *, bands: bool) -> int:
     return held
 
 
-def column_factors(
-    join: ColumnSums, source: Source, shapes: Sequence[tuple[int, ...]], kernels: Kernels
-) -> list[np.ndarray]:
-    """Those of each slot's columns, ``[width, 2]``: the source is read once."""
+def column_products(shapes: Sequence[tuple[int, ...]], kernels: Kernels) -> Steps[list[np.ndarray]]:
+    """Inner products of each slot's columns, ``[width, 2, 2]``: all is read once."""
     grams = [np.zeros((width_of(shape), N_MODELS, N_MODELS)) for shape in shapes]
-    for view in source.views():
-        kernels.column_products(view, [grams[slot] for slot in view.slots])
+    yield Step(lambda view: kernels.column_products(view, [grams[slot] for slot in view.slots]))
+    return grams
+
+
+def column_factors(join: ColumnSums, grams: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Those of each slot's columns, ``[width, 2]``."""
     with np.errstate(invalid="ignore"):  # NaN comes through, and is refused by name
         return [join.factors(gram) for gram in grams]

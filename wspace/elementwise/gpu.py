@@ -14,7 +14,7 @@ from wspace.cuda import Gpu, rows_of
 from wspace.elementwise.choices import Important, Keep, Ranked, Varied
 from wspace.elementwise.kernels import N_MODELS, Out
 from wspace.elementwise.scores import last_axis, lines
-from wspace.elementwise.sources import Source, View
+from wspace.elementwise.sources import View
 from wspace.stream import Chunk
 
 Rows = list[torch.Tensor]
@@ -64,9 +64,7 @@ class OnGpu:
     def done_with(self, scores: torch.Tensor) -> None:
         """torch keeps its memory itself."""
 
-    def sifted(
-        self, source: Source, largest: np.ndarray, sizes: np.ndarray, *, quantiles: bool = False
-    ) -> None:
+    def sifted(self, largest: np.ndarray, sizes: np.ndarray, *, quantiles: bool = False) -> None:
         """Digits are counted at the rate of the device's memory."""
 
     def digit_counts(self, view: View, prefix: np.ndarray, shift: int, width: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ from wkernels.masks import Joint, Mask
 from wspace.devices import Device, processors
 from wspace.elementwise.choices import Keep
 from wspace.elementwise.scores import scores_of
-from wspace.elementwise.sources import Source, View
+from wspace.elementwise.sources import Step, Steps, View
 from wspace.stream import Chunk
 
 N_MODELS = 2
@@ -55,10 +56,10 @@ class Kernels(Protocol):
         ...
 
     def sifted(
-        self, source: Source, largest: np.ndarray, sizes: np.ndarray, *, quantiles: bool = False
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """``(bits, before)`` of a ``Mask``, for the ``largest`` of a source's differences in
-        float32, of ``sizes`` elements; None: digits have to be counted.
+        self, largest: np.ndarray, sizes: np.ndarray, *, quantiles: bool = False
+    ) -> Steps[tuple[np.ndarray, np.ndarray] | None] | None:
+        """``(bits, before)`` of a ``Mask``, for the ``largest`` of some differences in float32, of
+        ``sizes`` elements; None, before or after: digits have to be counted.
 
         ``quantiles``: the bits alone, of the smallest too where all are asked for."""
         ...
@@ -160,18 +161,23 @@ class OnCpu:
         self._scores.append(scores.base)
 
     def sifted(
-        self, source: Source, largest: np.ndarray, sizes: np.ndarray, *, quantiles: bool = False
-    ) -> tuple[np.ndarray, np.ndarray] | None:
+        self, largest: np.ndarray, sizes: np.ndarray, *, quantiles: bool = False
+    ) -> Steps[tuple[np.ndarray, np.ndarray] | None]:
         sieve = cpu.Sieve(largest, sizes, self._rooms, quantiles=quantiles)
-        blocks = sieve.samples()
-        for view in source.at(blocks):
+
+        def sample(view: View) -> None:
             sieve.sample(view.rows, _base(view), view.segments, view.slots)
-        for view in source.views() if blocks else ():
+
+        def sift(view: View) -> None:
             sieve.sift(view.rows, _base(view), view.segments, view.slots, threads=self._threads)
+
+        blocks = sieve.samples()
+        if blocks:
+            yield Step(sample, blocks)
+            yield Step(sift)
         divided = sieve.settle()
         for wanted in () if quantiles else divided:
-            for view in source.at([(wanted.slot, wanted.start)]):
-                sieve.locate(wanted, view.rows, _base(view), *view.segments[0])
+            yield Step(partial(_locate, sieve, wanted), [(wanted.slot, wanted.start)])
         return None if sieve.open.any() else (sieve.bits, sieve.before)
 
     def digit_counts(self, view: View, prefix: np.ndarray, shift: int, width: int) -> np.ndarray:
@@ -246,6 +252,10 @@ class OnCpu:
             cpu.column_sums(rows, base, start, stop, table, pointer_to(out), threads=self._threads)
             for (start, stop), table in zip(view.segments.tolist(), factors, strict=True)
         )
+
+
+def _locate(sieve: cpu.Sieve, wanted: Any, view: View) -> None:
+    sieve.locate(wanted, view.rows, _base(view), *view.segments[0])
 
 
 def all_rows(view: View) -> cpu.Pointers:

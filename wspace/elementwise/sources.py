@@ -6,9 +6,10 @@ read again for each statistic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,6 +24,8 @@ class Layout:
 
     whole: list[ChunkPlan]  # of whole tensors
     cut: list[list[ChunkPlan]]  # a tensor each
+    rounds: Sequence[Sequence[Sequence[int]]] = ()
+    """For each tensor that is cut, the uses whose statistics are found in the same reads."""
 
     @property
     def plans(self) -> list[ChunkPlan]:
@@ -61,7 +64,8 @@ def lay_out(
                     f"tensor {tensor.name!r}: its rows have {step} elements, and {limit} fit into "
                     "the memory budget; raise it"
                 )
-            step *= max(1, min(limit, max(target(dtypes), CUT)) // step)
+            # half of the memory is for what its statistics hold
+            step *= max(1, min(limit // 2, max(target(dtypes), CUT)) // step)
             parts = [(start, min(start + step, n)) for start in range(0, n, step)]
             cut.append([ChunkPlan((Piece(index, a, b, 0),), dtypes, b - a) for a, b in parts])
             continue
@@ -101,16 +105,16 @@ class View(NamedTuple):
         )  # fmt: skip
 
 
-def view_of(chunk: Chunk, slots: Sequence[int], rows: Any, base: Any) -> View:
-    """A chunk, of which the rows and the base are these."""
+def view_of(chunk: Chunk, rows: Any, base: Any) -> View:
+    """A chunk, of which the rows and the base are these; each piece has a slot."""
     pieces = chunk.plan.pieces
     return View(
         rows,
         base,
         np.array([(p.at, p.at + p.stop - p.start) for p in pieces], np.int64).reshape(-1, 2),
         np.array([p.start for p in pieces], np.int64),
-        np.array(slots, np.int64),
-        tuple(p.tensor for p in pieces),
+        np.arange(len(pieces)),
+        tuple([p.tensor for p in pieces]),
         chunk.plan.n,
     )
 
@@ -119,18 +123,72 @@ Blocks = Sequence[tuple[int, int]]
 """Slots and starts, counted from the tensor's start: runs of ``CUT`` elements, or up to its end."""
 
 
+Take = Callable[[View], None]
+
+
+class Step(NamedTuple):
+    """What a statistic needs to see next."""
+
+    take: Take
+    blocks: Blocks | None = None  # None: all runs of its tensors, in order
+
+
+T = TypeVar("T")
+Steps = Generator[Step, None, T]
+"""Taken one after the other: what a step saw decides the next. Returns the statistic."""
+
+
+def changed(steps: Steps[T], change: Callable[[Take, View], None]) -> Steps[T]:
+    """The same steps, each taken by ``change(take, view)``."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            return end.value
+        yield Step(partial(change, step.take), step.blocks)
+
+
+def lines_around(start: int, unit: int, n: int) -> tuple[int, int]:
+    """The whole lines of ``unit`` elements that a block of a tensor of n elements lies in."""
+    return start // unit * unit, min(-(-(start + CUT) // unit) * unit, n)
+
+
 @dataclass(frozen=True)
 class Source:
-    """Some tensors, from the start each time that :meth:`views` is called, in order."""
+    """Some tensors, from the start each time that :meth:`runs` is called, in order.
 
-    views: Callable[[], Iterator[View]]  # all their runs
-    at: Callable[[Blocks], Iterator[View]]  # those blocks
+    What it gives is a view, or what views are made of.
+    """
 
-    def mapped(self, change: Callable[[View], View]) -> Source:
-        return Source(
-            lambda: (change(view) for view in self.views()),
-            lambda blocks: (change(view) for view in self.at(blocks)),
-        )
+    runs: Callable[[], Iterator[Any]]
+    at: Callable[[Blocks], Iterator[Any]]
+
+
+def take_all(
+    statistics: Sequence[tuple[Steps[None], Callable[[Any], View]]], source: Source
+) -> int:
+    """Takes all steps of the statistics; what several wait for is read once.
+
+    Each has a function that makes its views of what the source gives. Returns how often all of the
+    source was read.
+    """
+    times = 0
+    waiting = [
+        (steps, view_of, step) for steps, view_of in statistics if (step := next(steps, None))
+    ]
+    while waiting:
+        blocks = next((step.blocks for *_, step in waiting if step.blocks is not None), None)
+        served = [each for each in waiting if each[2].blocks == blocks]
+        for part in source.runs() if blocks is None else source.at(blocks):
+            for _, view_of, step in served:
+                step.take(view_of(part))
+        times += blocks is None
+        waiting = [
+            (steps, view_of, following)
+            for steps, view_of, step in waiting
+            if (following := next(steps, None) if step.blocks == blocks else step)
+        ]
+    return times
 
 
 def in_memory(view: View) -> Source:

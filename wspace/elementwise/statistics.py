@@ -1,9 +1,10 @@
-"""From a choice to a mask and a joint: the statistics of tensors that they are made of."""
+"""From choices to masks and joints: the statistics of tensors that they are made of."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,15 @@ from wspace.elementwise.choices import (
     Drawn,
     Important,
     Join,
+    Keep,
     Largest,
     Ranked,
     Varied,
 )
-from wspace.elementwise.columns import column_factors
+from wspace.elementwise.columns import column_factors, column_products
 from wspace.elementwise.kernels import Kernels
 from wspace.elementwise.scores import unit_of
-from wspace.elementwise.sources import Source, View
+from wspace.elementwise.sources import Step, Steps, Take, View, changed
 
 SMALL = 1e-7
 """A sum of magnitudes below which differences are not rescaled, as in mergekit."""
@@ -38,50 +40,82 @@ def draw_key(seed: int, model: int, name: str) -> int:
 
 
 class Tables:
-    """Masks and joints of some tensors (the slots), which all have one choice."""
+    """Masks of some tensors (the slots) of which the same is kept, and what joints of it need."""
 
     def __init__(
         self,
-        choice: Choice,
+        keep: Keep,
         shapes: Sequence[tuple[int, ...]],
         keys: np.ndarray,
         *,
         wide: bool,
         kernels: Kernels,
         thresholds: np.ndarray | None = None,
-        undecided: float = 1.0,
     ) -> None:
         """``keys``: uint64 ``[slots, models]``; ``wide``: whether differences are in float64.
 
-        ``thresholds`` (bits, of each model) and ``undecided``: of whole models, if asked for.
+        ``thresholds`` (bits, of each model): of whole models, if asked for.
         """
-        self.choice, self._shapes, self._kernels = choice, shapes, kernels
+        self.keep, self._shapes, self._kernels = keep, shapes, kernels
         self._wide = wide
         self.sizes = np.array([int(np.prod(shape)) for shape in shapes], np.int64)
         self.mask = no_mask(len(shapes), keys.shape[1])
         self.mask.key[:] = keys
         self._n = keys.shape[1]
         self._scored: tuple[Any, Any] = None, None  # the base of a view, and its scores
-        self._thresholds, self._undecided = thresholds, undecided
-        self.joint: Joint | None = None
-        self.columns: list[np.ndarray] = []  # factors of each slot's, if the choice has any
+        self._thresholds = thresholds
+        self._choices: list[Choice] = []
+        self._keep_scores = False
+        self._sums = np.zeros((len(shapes), self._n, cpu.N_SUMS))  # of what is kept
+        self._agreements = np.zeros((len(shapes), self._n, 2), np.int64)
+        self._columns: list[np.ndarray] = []
 
-    def prepare(self, source: Source, *, keep_scores: bool) -> None:
-        """Reads the source as often as the choice needs it.
+    def add(self, choice: Choice) -> None:
+        """One that keeps this, and is to be joined; before the steps are taken."""
+        self._choices.append(choice)
 
-        ``keep_scores``: whether the source gives the same memory each time.
+    def steps(self, *, keep_scores: bool) -> Steps[None]:
+        """Those of all statistics.
+
+        ``keep_scores``: of the last view, for it may be the next one too.
         """
         self._keep_scores = keep_scores
-        self._choose(source)
-        if isinstance(self.choice.join, Join):
-            self.joint = self._joint(self.choice.join, source)
-        elif isinstance(self.choice.join, ColumnSums):
-            self.columns = column_factors(self.choice.join, source, self._shapes, self._kernels)
+        yield from (
+            self._statistics()
+            if keep_scores
+            else changed(self._statistics(), self._take_and_forget)
+        )
+
+    def _take_and_forget(self, take: Take, view: View) -> None:
+        take(view)
+        self.forget()
+
+    def _statistics(self) -> Steps[None]:
+        yield from self._choose()
+        joins = [choice.join for choice in self._choices if isinstance(choice.join, Join)]
+        wanted = 0
+        if any(join.rescale == "sums" for join in joins):
+            wanted += cpu.SIZES
+        if any(join.by_square is not None for join in joins):
+            wanted += cpu.SQUARES
+        alone = any(join.alone for join in joins)
+        if wanted or alone:
+
+            def take(view: View) -> None:
+                if wanted:
+                    self._add_sums(view, self.mask, self._sums, wanted)
+                if alone:
+                    part = self._kernels.agreements(view, self.mask.of(view.slots))
+                    np.add.at(self._agreements, view.slots, part)
+
+            yield Step(take)
+        if any(isinstance(choice.join, ColumnSums) for choice in self._choices):
+            self._columns = yield from column_products(self._shapes, self._kernels)
 
     # the mask
 
-    def _choose(self, source: Source) -> None:
-        keep, mask = self.choice.keep, self.mask
+    def _choose(self) -> Steps[None]:
+        keep, mask = self.keep, self.mask
         if isinstance(keep, Largest) and keep.whole:
             assert self._thresholds is not None
             mask.keep[:], mask.keep_before[:] = self._thresholds, ALL
@@ -91,13 +125,14 @@ class Tables:
             dropped = np.stack([d for _, d in counts])
             if dropped.any():
                 both = np.concatenate([taken, dropped], axis=1)
-                bits, before = self.largest(
-                    source.mapped(lambda view: self._repeated(view, 2)), both, wide=self._wide
+                bits, before = yield from changed(
+                    self.largest(both, wide=self._wide),
+                    lambda take, view: take(self._repeated(view, 2)),
                 )
                 mask.drop[:], mask.drop_before[:] = bits[:, self._n :], before[:, self._n :]
                 bits, before = bits[:, : self._n], before[:, : self._n]
             else:
-                bits, before = self.largest(source, taken, wide=self._wide)
+                bits, before = yield from self.largest(taken, wide=self._wide)
             mask.keep[:], mask.keep_before[:] = bits, before
         elif isinstance(keep, Drawn):
             mask.chance[:] = keep.densities
@@ -105,26 +140,33 @@ class Tables:
             size = np.array([keep.size], np.float64 if self._wide else np.float32)
             mask.keep[:] = size.view(np.int64 if self._wide else np.int32)
         elif isinstance(keep, Varied) and keep.share < 1:
-            self._choose_varied(source, keep.share)
+            steps = self._choose_varied(keep.share)
+            yield from changed(steps, lambda take, view: take(self._of_scores(view)))
         elif isinstance(keep, Important):
-            self._choose_important(source)
+            steps = self._choose_important()
+            yield from changed(steps, lambda take, view: take(self._of_scores(view, 3)))
 
-    def _choose_varied(self, source: Source, share: float) -> None:
-        scored = source.mapped(self._of_scores)
+    def _choose_varied(self, share: float) -> Steps[None]:
         everything = no_mask(len(self.sizes), 1)
-        sums = self._sums(scored, everything, cpu.COUNTS, ranked=False)
+        sums = np.zeros((len(self.sizes), 1, cpu.N_SUMS))
+        yield Step(lambda view: self._add_sums(view, everything, sums, cpu.COUNTS))
         # the product is taken in float32, as it decides the count
         counts = (np.float32(share) * sums[:, :, 3].astype(np.float32)).astype(np.int64)
-        bits, before = self.largest(scored, counts, wide=False)
+        bits, before = yield from self.largest(counts, wide=False)
         self.mask.keep[:], self.mask.keep_before[:] = self._widened(bits), before
 
-    def _choose_important(self, source: Source) -> None:
+    def _choose_important(self) -> Steps[None]:
         places = [[n - int(share * (n - 1)) for share in (0.5, 0.75, 0.25)] for n in self.sizes]
+        counts = np.array(places, np.int64)
         if self._keep_scores:  # of all its lines, before blocks of them are sampled
-            for view in source.views():
-                self._score(view)
-        scored = source.mapped(lambda view: self._of_scores(view, 3))
-        middle, upper, lower = self._values(scored, np.array(places, np.int64)).T
+            yield Step(lambda view: None)
+        steps = self._kernels.sifted(counts, self.sizes, quantiles=True)
+        sifted = (yield from steps) if steps is not None else None
+        if sifted is None:
+            found = yield from self._select(counts, wide=False, every=True)
+            sifted = found.prefix, None
+        # the magnitudes themselves
+        middle, upper, lower = sifted[0].astype(np.int32).view(np.float32).T
         threshold = middle + np.float32(1.5) * (upper - lower)
         bits = threshold.astype(np.float32).view(np.int32).astype(np.int64)
         self.mask.keep[:] = self._widened(bits)[:, None]
@@ -138,50 +180,49 @@ class Tables:
         values = np.where(known, bits, 0).astype(np.int32).view(np.float32)
         return np.where(known, values.astype(np.float64).view(np.int64), bits)
 
-    def largest(
-        self, source: Source, counts: np.ndarray, *, wide: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def largest(self, counts: np.ndarray, *, wide: bool) -> Steps[tuple[np.ndarray, np.ndarray]]:
         """``(bits, before)`` of the ``counts[slot, row]`` largest magnitudes."""
-        if not wide:
-            sifted = self._kernels.sifted(source, counts, self.sizes)
+        steps = None if wide else self._kernels.sifted(counts, self.sizes)
+        if steps is not None:
+            sifted = yield from steps
             if sifted is not None:
                 return sifted
-        found = self._select(source, counts, wide=wide)
+        found = yield from self._select(counts, wide=wide)
         bits, before = found.settle()
-        for view in source.views() if found.left.any() else ():
+
+        def place(view: View) -> None:
             left = found.left[view.slots]
-            place = self._kernels.nth_equal(view, bits[view.slots], left)
+            if not left.any():
+                return
+            places = self._kernels.nth_equal(view, bits[view.slots], left)
             before[view.slots] = np.where(
-                place >= 0, place + view.firsts[:, None], before[view.slots]
+                places >= 0, places + view.firsts[:, None], before[view.slots]
             )
             found.left[view.slots] = left
-            if not found.left.any():
-                break
+
+        if found.left.any():
+            yield Step(place)
         return bits, before
 
-    def _values(self, source: Source, counts: np.ndarray) -> np.ndarray:
-        """The magnitudes themselves that are the ``counts``-th largest, of float32 rows."""
-        sifted = self._kernels.sifted(source, counts, self.sizes, quantiles=True)
-        bits = self._select(source, counts, every=True).prefix if sifted is None else sifted[0]
-        return bits.astype(np.int32).view(np.float32)
-
-    def _select(
-        self, source: Source, counts: np.ndarray, *, wide: bool = False, every: bool = False
-    ) -> Selection:
+    def _select(self, counts: np.ndarray, *, wide: bool, every: bool = False) -> Steps[Selection]:
         found = Selection(counts, self.sizes + every, wide=wide)
         for shift, width in found.digits():
             table = np.zeros((*counts.shape, 1 << width), np.int64)
-            for view in source.views():
-                part = self._kernels.digit_counts(view, found.prefix[view.slots], shift, width)
-                np.add.at(table, view.slots, part)
+            yield Step(partial(self._count, found, shift, width, table))
             found.narrow(table, width)
         return found
+
+    def _count(
+        self, found: Selection, shift: int, width: int, table: np.ndarray, view: View
+    ) -> None:
+        part = self._kernels.digit_counts(view, found.prefix[view.slots], shift, width)
+        np.add.at(table, view.slots, part)
 
     # scores
 
     def extra(self, view: View) -> dict[str, Any]:
         """What a mask of this choice needs besides its tables, as arguments of the kernels."""
-        keep = self.choice.keep
+        keep = self.keep
         if isinstance(keep, Ranked):
             return {"chances": self._score(view)}
         if (isinstance(keep, Varied) and keep.share < 1) or isinstance(keep, Important):
@@ -189,7 +230,7 @@ class Tables:
         return {}
 
     def forget(self) -> None:
-        """Drops the scores of a view that was written."""
+        """Drops the scores of the last view."""
         scores = self._scored[1]
         self._scored = None, None
         if scores is not None:
@@ -197,9 +238,9 @@ class Tables:
 
     def _score(self, view: View) -> Any:
         base, scores = self._scored
-        if not self._keep_scores or base is not view.base:
+        if base is not view.base:
             self.forget()  # before others are made: they are counted once
-            scores = self._kernels.scores(self.choice.keep, view, self._shapes)
+            scores = self._kernels.scores(self.keep, view, self._shapes)
             self._scored = view.base, scores  # live as long as kernels have their address
         return scores
 
@@ -213,46 +254,43 @@ class Tables:
 
     # the joint
 
-    def _sums(self, source: Source, mask: Mask, wanted: int, *, ranked: bool) -> np.ndarray:
-        """The wanted ``kept_sums`` of each slot, float64 ``[slots, rows, 4]``."""
-        sums = np.zeros((len(self.sizes), mask.keep.shape[1], cpu.N_SUMS))
-        for view in source.views():
-            extra = {} if view.base is None else self.extra(view)
-            if ranked:  # cut at rows: their sums have the same bits wherever a chunk ends
-                units = np.array([unit_of(self.choice, self._shapes[s]) for s in view.slots])
-                view = view.split(units)
-                part = np.zeros((len(view.slots), *sums.shape[1:]))
-            else:
-                part = sums[view.slots]
-            self._kernels.kept_sums(view, mask.of(view.slots), part, wanted, **extra)
-            del extra  # the scores of two views are never held at once
-            if ranked:
-                np.add.at(sums, view.slots, part)
-            else:
-                sums[view.slots] = part
-        return sums
+    def _add_sums(self, view: View, mask: Mask, sums: np.ndarray, wanted: int) -> None:
+        """Adds the wanted ``kept_sums`` of each slot, float64 ``[slots, rows, 4]``."""
+        extra = {} if view.base is None else self.extra(view)
+        ranked = isinstance(self.keep, Ranked)
+        if ranked:  # cut at rows: their sums have the same bits wherever a chunk ends
+            units = [unit_of(self._choices[0], self._shapes[slot]) for slot in view.slots]
+            view = view.split(np.array(units))
+        part = np.zeros((len(view.slots), *sums.shape[1:])) if ranked else sums[view.slots]
+        self._kernels.kept_sums(view, mask.of(view.slots), part, wanted, **extra)
+        if ranked:
+            np.add.at(sums, view.slots, part)
+        else:
+            sums[view.slots] = part
 
-    def _joint(self, join: Join, source: Source) -> Joint:
+    def columns(self, join: ColumnSums) -> list[np.ndarray]:
+        """Factors of each slot's columns; see :func:`column_factors`."""
+        return column_factors(join, self._columns)
+
+    def joint(self, join: Join, undecided: float = 1.0) -> Joint:
+        """Of a join that was added; ``undecided``: the sign where no other is elected."""
         n_slots, n = len(self.sizes), self._n
-        keep = self.choice.keep
         weights = np.broadcast_to(np.array(join.weights, np.float64), (n_slots, n))
         scales, lone = np.ones((n_slots, n)), None
-        if join.rescale == "sums" or join.by_square is not None:
-            wanted = cpu.SIZES if join.by_square is None else cpu.SQUARES
-            sums = self._sums(source, self.mask, wanted, ranked=isinstance(keep, Ranked))
-            if join.by_square is not None:
-                weights = _shares(
-                    sums[:, :, 2] / np.maximum(self.sizes, 1)[:, None], join.by_square
-                )
-            else:
-                whole, kept = sums[:, :, 0], sums[:, :, 1]
-                small = (whole < SMALL) | (kept < SMALL)
-                scales = np.where(small, 1.0, whole / np.where(small, 1.0, kept))
-        elif join.rescale == "chances" and isinstance(keep, Drawn):
-            densities = np.array(keep.densities)
+        if join.by_square is not None:
+            means = self._sums[:, :, 2] / np.maximum(self.sizes, 1)[:, None]
+            weights = _shares(means, join.by_square)
+        elif join.rescale == "sums":
+            whole, kept = self._sums[:, :, 0], self._sums[:, :, 1]
+            small = (whole < SMALL) | (kept < SMALL)
+            scales = np.where(small, 1.0, whole / np.where(small, 1.0, kept))
+        elif join.rescale == "chances" and isinstance(self.keep, Drawn):
+            densities = np.array(self.keep.densities)
             scales = scales / np.where(densities > 0, densities, 1)
         if join.alone:
-            lone = self._lone(source, *join.alone)
+            r, alpha, epsilon = join.alone
+            shared, unique = self._agreements[:, :, 0], self._agreements[:, :, 1]
+            lone = 1 + r * np.clip(shared / np.maximum(unique, epsilon), 0, alpha)
         divisor = 1.0
         if join.divide == "total":
             total = sum(join.weights)
@@ -267,16 +305,8 @@ class Tables:
             elect=join.elect,
             divide=join.divide in ("weights", "count"),
             least=join.least,
-            undecided=self._undecided,
+            undecided=undecided,
         )
-
-    def _lone(self, source: Source, r: float, alpha: float, epsilon: float) -> np.ndarray:
-        counts = np.zeros((len(self.sizes), self._n, 2), np.int64)
-        for view in source.views():
-            part = self._kernels.agreements(view, self.mask.of(view.slots))
-            np.add.at(counts, view.slots, part)
-        shared, unique = counts[:, :, 0], counts[:, :, 1]
-        return 1 + r * np.clip(shared / np.maximum(unique, epsilon), 0, alpha)
 
 
 def _shares(squares: np.ndarray, least: float) -> np.ndarray:

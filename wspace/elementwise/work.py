@@ -1,20 +1,24 @@
-"""What an elementwise method has to do, how it is cut into chunks, and what it costs."""
+"""What elementwise methods have to do, how it is cut into chunks, and what it costs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from wkernels import cpu
 from wkernels.bands import rows_of_a_band
+from wkernels.masks import DIGITS
 from wspace.devices import Device, processors
 from wspace.elementwise.choices import (
     Choice,
     ColumnSums,
     Drawn,
+    Everything,
     FisherMean,
     Important,
+    Keep,
     Largest,
     Pull,
     Ranked,
@@ -23,7 +27,7 @@ from wspace.elementwise.choices import (
 from wspace.elementwise.columns import held_bytes
 from wspace.elementwise.kernels import worker_for
 from wspace.elementwise.scores import unit_of
-from wspace.elementwise.sources import Layout, lay_out
+from wspace.elementwise.sources import Layout, lay_out, lines_around
 from wspace.storage.headers import BITS
 from wspace.stream import CUT, OUTPUTS, SLOTS, chunk_elements, reading_workspace
 from wspace.zoo import Zoo, ZooTensor
@@ -33,21 +37,88 @@ MOST = 512
 
 
 @dataclass(frozen=True)
-class Work:
-    """Tensors of one set of models, the base last, that are written in one type.
+class Use:
+    """What one output is of a work's tensors; all of it is written in one type.
 
-    Of a FisherMean: first the models, then the diagonals of each, the last in the base's place.
+    Of a FisherMean, ``which`` are first the models, then the diagonals of each, the last in the
+    base's place.
     """
 
-    zoo: Zoo  # with a base
+    output: int  # its number
+    which: tuple[int, ...]  # of the zoo's checkpoints, the base last
     choices: tuple[Choice, ...]  # of each tensor; tensors that share one share the object
     models: tuple[int, ...]  # the members' numbers, for the draws
+    names: tuple[str, ...]  # of the output's tensors
     dtype: str  # safetensors name
+
+
+@dataclass(frozen=True)
+class Work:
+    """Tensors of one set of checkpoints, which are read once for several outputs."""
+
+    zoo: Zoo
+    uses: tuple[Use, ...]
     seed: int = 0
 
     @property
     def rows(self) -> range:
         return range(len(self.zoo.checkpoints))
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """Of all uses, each once."""
+        found = {id(choice): choice for use in self.uses for choice in use.choices}
+        return tuple(found.values())
+
+    @property
+    def width(self) -> int:
+        """Bytes of an element that is written, at most."""
+        return max(BITS[use.dtype] // 8 for use in self.uses)
+
+    @cached_property
+    def alike(self) -> tuple[int, ...]:
+        """For each use, the first one whose masks are the same where their choices keep the same:
+        one of the same models and names."""
+        first: dict[Hashable, int] = {}
+        return tuple(
+            [
+                first.setdefault((use.which, use.models, use.names), k)
+                for k, use in enumerate(self.uses)
+            ]
+        )
+
+    @cached_property
+    def kinds(self) -> list[tuple[Choice, tuple[int, ...], int]]:
+        """Each choice, shape and number of models that there is, once."""
+        found = {}
+        for use in self.uses:
+            n_models = len(use.which) - 1
+            for choice, tensor in zip(use.choices, self.zoo.tensors, strict=True):
+                found[id(choice), tensor.shape, n_models] = choice
+        return [(choice, shape, n) for (_, shape, n), choice in found.items() if 0 not in shape]
+
+    def sharing(self, tensor: int) -> dict[tuple[int, Keep], list[int]]:
+        """Uses of a tensor, by those that have the same mask."""
+        found: dict[tuple[int, Keep], list[int]] = {}
+        for k, use in enumerate(self.uses):
+            found.setdefault((self.alike[k], use.choices[tensor].keep), []).append(k)
+        return found
+
+    def wide(self, use: Use, tensor: int) -> bool:
+        """Whether its differences are in float64."""
+        stored = self.zoo.tensors[tensor].stored
+        return any(stored[row].record.dtype == "F64" for row in use.which)
+
+    def whole_reads(self, use: Use) -> int:
+        """How often all tensors are read for the statistics of whole models."""
+        if not of_whole_model(use.choices[0]):
+            return 0
+        wide = any(self.wide(use, tensor) for tensor in range(len(self.zoo.tensors)))
+        return len(DIGITS["float64" if wide else "float32"]) + 1  # and once for the signs
+
+
+def of_whole_model(choice: Choice) -> bool:
+    return isinstance(choice.keep, Largest) and choice.keep.whole
 
 
 class Cost(NamedTuple):
@@ -59,22 +130,22 @@ def cost_of(work: Work, worker: Device, budget: int) -> Cost:
     """What a work costs. Raises BudgetError."""
     worker = worker_for(worker)
     layout = layout_of(work, worker, budget)
-    zoo = work.zoo
-    read = {k: sum(s.read_bytes for s in tensor.stored) for k, tensor in enumerate(zoo.tensors)}
-    for plans in layout.cut:
+    read = [sum([stored.read_bytes for stored in t.stored]) for t in work.zoo.tensors]
+    total = sum(read) * (1 + max(map(work.whole_reads, work.uses)))
+    kept = 0
+    for plans, rounds in zip(layout.cut, layout.rounds, strict=True):
         tensor = plans[0].pieces[0].tensor
-        read[tensor] *= times_read(work, tensor, worker)
-    plans = layout.plans
-    width = BITS[work.dtype] // 8
-    held = max((SLOTS * plan.nbytes + OUTPUTS * width * plan.n for plan in plans), default=0)
-    scores = _extra_bytes(work, worker)
-    scores *= max((plan.n for plan in plans), default=0)
-    return Cost(sum(read.values()), held + scores)
+        total += read[tensor] * (times_read(work, tensor, rounds, worker) - 1)
+        sampled = _sampled(work, tensor, rounds, worker)
+        total += read[tensor] * sampled // work.zoo.tensors[tensor].numel
+        kept = max(kept, *(_kept_at_once(work, tensor, uses, worker) for uses in rounds))
+    return Cost(total, _buffer_bytes(work, worker, layout) + kept)
 
 
 def layout_of(work: Work, worker: Device, budget: int) -> Layout:
     """Chunks of whole tensors where they fit into the budget. Raises BudgetError."""
-    zoo, n_models = work.zoo, len(work.zoo)
+    zoo = work.zoo
+    n_models = max(len(use.which) - 1 for use in work.uses)
     tables = 3 * 8 * 2048 * 2 * n_models  # of a tensor, while digits are counted
     most = int(max(1, min(MOST, budget // 8 // tables)))
     scores = _extra_bytes(work, worker)
@@ -82,16 +153,14 @@ def layout_of(work: Work, worker: Device, budget: int) -> Layout:
         budget - most * tables - reading_workspace(zoo.checkpoints, (t.stored for t in zoo.tensors))
     )
     if worker.name == "cpu":
-        pairs = zip(work.choices, zoo.tensors, strict=True)
-        room -= processors() * max((_thread_bytes(*pair, n_models) for pair in pairs), default=0)
-    out_bytes = BITS[work.dtype] // 8
+        room -= processors() * max([_thread_bytes(*kind) for kind in work.kinds], default=0)
     choice_of = {
-        id(tensor): choice for tensor, choice in zip(zoo.tensors, work.choices, strict=True)
-    }
+        id(tensor): choice for tensor, choice in zip(zoo.tensors, work.uses[0].choices, strict=True)
+    }  # those of the other uses have the same units
 
     def fitting(dtypes: Sequence[str]) -> int:
         # scores are held once, beside the buffers
-        return chunk_elements(room, room, dtypes, out_bytes + -(-scores // OUTPUTS), "merge")
+        return chunk_elements(room, room, dtypes, work.width + -(-scores // OUTPUTS), "merge")
 
     def target(dtypes: Sequence[str]) -> int:
         return worker.chunk_bytes // max(1, sum(BITS[dtype] for dtype in dtypes) // 8)
@@ -103,7 +172,54 @@ def layout_of(work: Work, worker: Device, budget: int) -> Layout:
             step *= rows_of_a_band(step) or 1  # where additions are in bands
         return step
 
-    return lay_out(zoo, work.rows, fitting, target, unit, most)
+    layout = lay_out(zoo, work.rows, fitting, target, unit, most)
+    room -= _buffer_bytes(work, worker, layout)
+    tensors = [plans[0].pieces[0].tensor for plans in layout.cut]
+    return replace(layout, rounds=[_rounds(work, tensor, worker, room) for tensor in tensors])
+
+
+def _rounds(work: Work, tensor: int, worker: Device, room: int) -> list[list[int]]:
+    """Uses of a tensor whose statistics are found in the same reads: as many as fit."""
+    rounds: list[list[int]] = [[]]
+    filled = 0
+    for uses in work.sharing(tensor).values():
+        kept = _kept_bytes_of(work, tensor, uses[0], worker)
+        if rounds[-1] and filled + kept > room:
+            rounds.append([])
+            filled = 0
+        rounds[-1] += uses
+        filled += kept
+    return rounds
+
+
+def _kept_bytes_of(work: Work, tensor: int, use: int, worker: Device) -> int:
+    """Of a tensor, while the thresholds of one use are found."""
+    choice, of = work.uses[use].choices[tensor], work.zoo.tensors[tensor]
+    if worker.name != "cpu" or isinstance(choice.join, ColumnSums):
+        return 0
+    n_rows = 0
+    if isinstance(choice.keep, Largest):
+        n_rows = (len(work.uses[use].which) - 1) * (2 if choice.keep.outliers else 1)
+    elif isinstance(choice.keep, Varied | Important):
+        n_rows = 3 if isinstance(choice.keep, Important) else 1
+    return _kept_bytes(n_rows) * of.numel
+
+
+def _kept_at_once(work: Work, tensor: int, uses: Sequence[int], worker: Device) -> int:
+    """For several thresholds at a time; for one, they are those of a chunk's elements."""
+    found = [of for of in work.sharing(tensor).values() if of[0] in uses]
+    if len(found) == 1:
+        return 0
+    return sum(_kept_bytes_of(work, tensor, of[0], worker) for of in found)
+
+
+def _buffer_bytes(work: Work, worker: Device, layout: Layout) -> int:
+    """With what is held for each element beside them."""
+    plans = layout.plans
+    buffers = max(
+        (SLOTS * plan.nbytes + OUTPUTS * work.width * plan.n for plan in plans), default=0
+    )
+    return buffers + _extra_bytes(work, worker) * max((plan.n for plan in plans), default=0)
 
 
 def _extra_bytes(work: Work, worker: Device) -> int:
@@ -111,13 +227,13 @@ def _extra_bytes(work: Work, worker: Device) -> int:
     converted = 0
     if worker.name != "cpu":  # where kernels have all models in one type
         groups = {tensor.dtypes for tensor in work.zoo.tensors}
-        mixed = [dtypes for dtypes in groups if len(set(dtypes[:-1])) > 1]
-        converted = max((8 if "F64" in dtypes else 4 for dtypes in mixed), default=0)
-    tensors = zip(work.choices, work.zoo.tensors, strict=True)
-    pairs = {(choice, tensor.shape) for choice, tensor in tensors if tensor.numel}
+        models = [[dtypes[row] for row in u.which[:-1]] for dtypes in groups for u in work.uses]
+        each = [len(of) * (8 if "F64" in of else 4) for of in models if len(set(of)) > 1]
+        converted = max(each, default=0)
     here = worker.name == "cpu"
-    scores = max((_score_bytes_of(*pair, len(work.zoo), here) for pair in pairs), default=0)
-    return scores + converted * len(work.zoo)
+    scores = max((_score_bytes_of(*kind, here) for kind in work.kinds), default=0)
+    columns = sum(isinstance(use.choices[0].join, ColumnSums) for use in work.uses)
+    return scores * max(columns, 1) + converted
 
 
 def _score_bytes_of(choice: Choice, shape: tuple[int, ...], n_models: int, on_cpu: bool) -> int:
@@ -138,21 +254,53 @@ def _kept_bytes(n_rows: int) -> int:
     return -(-4 * n_rows // cpu.ROOM)
 
 
-def _thread_bytes(choice: Choice, tensor: ZooTensor, n_models: int) -> int:
+def _thread_bytes(choice: Choice, shape: tuple[int, ...], n_models: int) -> int:
     """What a thread holds while it ranks a line, or the lines that lie between each other, or fills
     a sieve: a block of each row may be kept whole."""
     if isinstance(choice.keep, Ranked):
-        return 42 * unit_of(choice, tensor.shape)
+        return 42 * unit_of(choice, shape)
     if isinstance(choice.keep, Largest):
         return 4 * CUT * n_models * (2 if choice.keep.outliers else 1)
     n_rows = {Varied: 1, Important: 3}.get(type(choice.keep), 0)
     return 4 * CUT * n_rows
 
 
-def times_read(work: Work, tensor: int, worker: Device) -> int:
+def times_read(work: Work, tensor: int, rounds: Sequence[Sequence[int]], worker: Device) -> int:
     """How often one is read that does not fit into a chunk, the writing one included."""
-    wide = "F64" in work.zoo.tensors[tensor].dtypes
-    return passes_of(work.choices[tensor], sifted=worker.name == "cpu" and not wide)
+
+    def before(use: Use) -> int:
+        sifted = worker.name == "cpu" and not work.wide(use, tensor)
+        choice = use.choices[tensor]
+        if of_whole_model(choice):
+            choice = replace(choice, keep=Everything())
+        return passes_of(choice, sifted=sifted) - 1
+
+    return 1 + sum(max(before(work.uses[k]) for k in uses) for uses in rounds)
+
+
+def _sampled(work: Work, tensor: int, rounds: Sequence[Sequence[int]], worker: Device) -> int:
+    """Elements that are read besides, in blocks from which limits of thresholds are estimated."""
+    n, shape = work.zoo.tensors[tensor].numel, work.zoo.tensors[tensor].shape
+    unit = unit_of(work.uses[0].choices[tensor], shape) or CUT
+    count = 0
+    for uses in rounds:
+        sifted = [k for k in uses if _sifts(work, tensor, k, worker)]
+        for kind in {type(work.uses[k].choices[tensor].keep) for k in sifted}:
+            starts = cpu.sampled_blocks(n, cpu.LINES if kind is Important else cpu.ELEMENTS)
+            lines = [lines_around(start, unit, n) for start in starts]
+            count += sum(stop - start for start, stop in lines)
+    return count
+
+
+def _sifts(work: Work, tensor: int, use: int, worker: Device) -> bool:
+    keep, of = work.uses[use].choices[tensor].keep, work.uses[use]
+    if worker.name != "cpu" or work.wide(of, tensor):
+        return False
+    if isinstance(keep, Important):
+        return True
+    if isinstance(keep, Varied):
+        return keep.share < 1
+    return isinstance(keep, Largest) and not keep.whole and min(keep.densities) < 1
 
 
 def passes_of(choice: Choice, *, sifted: bool = True) -> int:

@@ -32,7 +32,6 @@ def cost(*plans: Plan, device: str = "auto", memory: int | str = "1GiB") -> Cost
     for part in parts_of(plans):
         needs = needs_of(part, worker, budget)
         read, held = read + needs.file_bytes, max(held, needs.held_bytes)
-    for plan in plans:
-        chosen = cost_of_chosen(plan, worker, budget)
-        read, held = read + chosen.read_bytes, max(held, chosen.held_bytes)
-    return Cost(read, sum(plan.nbytes for plan in plans), held)
+    chosen = cost_of_chosen(plans, worker, budget)
+    written = sum(plan.nbytes for plan in plans)
+    return Cost(read + chosen.read_bytes, written, max(held, chosen.held_bytes))

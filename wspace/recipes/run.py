@@ -59,9 +59,10 @@ def merge_recipes(
     ``wspace.json``, the recipe as ``mergekit_config.yml``, and a model card. What several outputs
     are made of is read once for all of them. A tensor whose factors come from inner products, which
     are in float64, is read once if ``memory`` holds it, and else once more to be written. Methods
-    that choose elements are run for one output after the other, and read a tensor once if
-    ``memory`` holds it; ``seed`` is that of the methods that draw. ``report`` is called with each
-    output's path and measurements, which take one more read of it and of its inputs, and are kept
+    that choose elements read a tensor once if ``memory`` holds it, and else once more for each of
+    their statistics; where several outputs keep the same elements, those are found once. ``seed``
+    is that of the methods that draw. ``report`` is called with each output's path and measurements,
+    which take one more read of it and of its inputs, and are kept
     beside it in ``report.json``. A ``team`` of processes divides the tensors.
     """
     paths = [Path(out) for out in outs]
@@ -83,19 +84,15 @@ def merge_recipes(
         for plan, share, path in zip(plans, shares, paths, strict=True)
     ]
     mixed = MixedTensors(shares, worker, budget, allow_non_finite=allow_non_finite)
-    chosen = [
-        ChosenTensors(plan, worker, budget, seed=seed, allow_non_finite=allow_non_finite)
-        for plan in shares
-    ]
-    progresses = _shared(progress, [mixed.nbytes, *(tensors.nbytes for tensors in chosen)])
+    chosen = ChosenTensors(shares, worker, budget, seed=seed, allow_non_finite=allow_non_finite)
+    progresses = _shared(progress, [mixed.nbytes, chosen.nbytes])
     records = [record_of(plan, seed) for plan in plans]
     with checkpoint_writers(outputs, restart=restart, note=note, team=team) as writers:
         for plan, writer in zip(shares, writers, strict=True):
             for copies in copies_of(plan):
                 copy_equal(copies, [writer])
         mixed.write(writers, progresses[0])
-        for tensors, writer, own in zip(chosen, writers, progresses[1:], strict=True):
-            tensors.write(writer, own)
+        chosen.write(writers, progresses[1])
         published = zip(plans, records, writers, strict=True)
         for plan, record, writer in published if all_finished(writers, team) else ():
             files = {RECIPE: plan.recipe.text}
