@@ -133,9 +133,10 @@ def _mergekit(program: str, recipe: Path, out: Path, amount: float) -> Command:
 
 
 def sweep_figure(
-    method: str, parameter: str, values: Sequence[float], folder: Path, scratch: Path, repeats: int
+    sweep_of: tuple[str, str, Sequence[float]], folder: Path, scratch: Path, repeats: int
 ) -> Figure:
     """Four outputs of one read, against one of them; one value is that of the method's case."""
+    method, parameter, values = sweep_of
     (case,) = (case for case in CASES if case.method == method)
     single, sweep = scratch / "single.yml", scratch / "sweep.yml"
     single.write_text(case.text(folder))
@@ -281,7 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
         }  # fmt: skip
         n_tensors = N_TENSORS if options.scale >= 0.5 else N_TENSORS // 50
         others: dict[str, Callable[[], Figure]] = {
-            name: lambda sweep=sweep: sweep_figure(*sweep, folder, scratch, options.repeats)
+            name: lambda sweep=sweep: sweep_figure(sweep, folder, scratch, options.repeats)
             for name, sweep in SWEEPS.items()
         }
         others |= {
