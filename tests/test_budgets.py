@@ -29,6 +29,8 @@ def limited(tmp_path_factory):
     folder = tmp_path_factory.mktemp("warm")
     zoo = make_zoo(folder / "zoo", 2, 1)
     warm = [within(command, 1 << 30) for _, command in commands(zoo, 2, folder)]
+    more = make_zoo(folder / "more", 6, 1)  # which have other kernels
+    warm.append(within(dict(commands(more, 6, folder))["distances"], 1 << 30))
     with Limited([*warm, ["verify", "merge"]], folder) as limited:
         yield limited
 

@@ -158,7 +158,8 @@ def test_chances_by_rank(monkeypatch, dtype, shapes):
         ranks.rank_chances([row, last], origin, segments, shapes, [0.5, 1.0], [0.2, 0.2], out)
         assert (out[1] == 1).all()
         expected = torch.full((n,), torch.nan)
-        d = row if origin is None else row - origin
+        wide = F64 if dtype == F64 else F32
+        d = row.to(wide) if origin is None else row.to(wide) - origin.to(wide)
         for (start, stop), shape in zip(segments, shapes, strict=True):
             based = [] if origin is None else [origin[start:stop]]
             cpu.rank_chances(

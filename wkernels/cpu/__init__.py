@@ -10,7 +10,7 @@ from wkernels.cpu.products import products
 from wkernels.cpu.ranks import rank_chances
 from wkernels.cpu.scores import importances, pulled, variances
 from wkernels.cpu.selection import digit_counts, nth_equal
-from wkernels.cpu.sieve import ELEMENTS, LINES, ROOM, Sieve, sampled_blocks, sieved
+from wkernels.cpu.sieve import ELEMENTS, ROOM, Sieve, sampled_blocks, sieved
 from wkernels.cpu.sketch import sketch
 from wkernels.cpu.statistics import row_moments
 from wkernels.cpu.weighted_sum import weighted_sum
@@ -19,7 +19,6 @@ __all__ = [
     "BLOCK",
     "COUNTS",
     "ELEMENTS",
-    "LINES",
     "N_SUMS",
     "ROOM",
     "SIZES",

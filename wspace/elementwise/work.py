@@ -200,8 +200,8 @@ def _kept_bytes_of(work: Work, tensor: int, use: int, worker: Device) -> int:
     n_rows = 0
     if isinstance(choice.keep, Largest):
         n_rows = (len(work.uses[use].which) - 1) * (2 if choice.keep.outliers else 1)
-    elif isinstance(choice.keep, Varied | Important):
-        n_rows = 3 if isinstance(choice.keep, Important) else 1
+    elif isinstance(choice.keep, Varied):
+        n_rows = 1
     return _kept_bytes(n_rows) * of.numel
 
 
@@ -285,8 +285,8 @@ def _sampled(work: Work, tensor: int, rounds: Sequence[Sequence[int]], worker: D
     count = 0
     for uses in rounds:
         sifted = [k for k in uses if _sifts(work, tensor, k, worker)]
-        for kind in {type(work.uses[k].choices[tensor].keep) for k in sifted}:
-            starts = cpu.sampled_blocks(n, cpu.LINES if kind is Important else cpu.ELEMENTS)
+        for _ in {type(work.uses[k].choices[tensor].keep) for k in sifted}:
+            starts = cpu.sampled_blocks(n, cpu.ELEMENTS)
             lines = [lines_around(start, unit, n) for start in starts]
             count += sum(stop - start for start, stop in lines)
     return count
@@ -296,8 +296,6 @@ def _sifts(work: Work, tensor: int, use: int, worker: Device) -> bool:
     keep, of = work.uses[use].choices[tensor].keep, work.uses[use]
     if worker.name != "cpu" or work.wide(of, tensor):
         return False
-    if isinstance(keep, Important):
-        return True
     if isinstance(keep, Varied):
         return keep.share < 1
     return isinstance(keep, Largest) and not keep.whole and min(keep.densities) < 1
@@ -313,8 +311,7 @@ def passes_of(choice: Choice, *, sifted: bool = True) -> int:
         return 2
     count = 1
     name = type(keep).__name__
-    digits_alone = min(selection, 3)
-    count += {"Largest": selection, "Varied": 1 + selection, "Important": digits_alone}.get(name, 0)
+    count += {"Largest": selection, "Varied": 1 + selection, "Important": 3}.get(name, 0)
     if join.rescale == "sums" or join.by_square is not None or join.alone:
         count += 1
     return count
