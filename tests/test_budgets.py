@@ -31,6 +31,8 @@ def limited(tmp_path_factory):
     warm = [within(command, 1 << 30) for _, command in commands(zoo, 2, folder)]
     more = make_zoo(folder / "more", 6, 1)  # which have other kernels
     warm.append(within(dict(commands(more, 6, folder))["distances"], 1 << 30))
+    fusion = dict(commands(zoo, 2, folder))["arcee_fusion"]  # and tensors that are cut
+    warm.append(within(["parts" if word == "arcee_fusion" else word for word in fusion], 3 * MIB))
     with Limited([*warm, ["verify", "merge"]], folder) as limited:
         yield limited
 
