@@ -310,8 +310,12 @@ def passes_of(choice: Choice, *, sifted: bool = True) -> int:
     if isinstance(join, ColumnSums):
         return 2
     count = 1
-    name = type(keep).__name__
-    count += {"Largest": selection, "Varied": 1 + selection, "Important": 3}.get(name, 0)
+    if isinstance(keep, Largest):
+        count += selection
+    elif isinstance(keep, Varied):
+        count += 1 + selection
+    elif isinstance(keep, Important):
+        count += 3  # digits, as no sieve has room for three of its rows
     if join.rescale == "sums" or join.by_square is not None or join.alone:
         count += 1
     return count
