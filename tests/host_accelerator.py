@@ -43,12 +43,12 @@ class Event:
 
 
 class HostAccelerator:
-    """``spans`` holds what ran: ``(stream's number, start, end)``."""
+    """``steps`` counts what streams were given."""
 
     def __init__(self, seed=0):
         self._pauses = random.Random(seed)
         self._streams = []
-        self.spans = []
+        self.steps = 0
 
     def host_memory(self, nbytes):
         return np.full(nbytes, 0x5A, np.uint8)
@@ -64,13 +64,12 @@ class HostAccelerator:
         self.run(stream, lambda: torch.as_tensor(target).copy_(torch.as_tensor(source)))
 
     def run(self, stream, work):
-        def timed():
-            start = time.perf_counter()
+        def paused():
             stream.pause()
             work()
-            self.spans.append((stream.name, start, time.perf_counter()))
 
-        stream.put(timed)
+        self.steps += 1
+        stream.put(paused)
 
     def record(self, stream):
         event = Event(stream)
