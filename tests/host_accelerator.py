@@ -12,6 +12,9 @@ import time
 import numpy as np
 import torch
 
+INTERPRETER = threading.Lock()
+"""Triton's runs one kernel at a time: it keeps the place in the grid for all threads."""
+
 
 class Stream:
     """A thread that does what it is given, in order, and pauses at random before it."""
@@ -61,9 +64,16 @@ class HostAccelerator:
         return self._streams[-1]
 
     def copy(self, stream, target, source):
-        self.run(stream, lambda: torch.as_tensor(target).copy_(torch.as_tensor(source)))
+        self.step(stream, lambda: torch.as_tensor(target).copy_(torch.as_tensor(source)))
 
     def run(self, stream, work):
+        def alone():
+            with INTERPRETER:
+                work()
+
+        self.step(stream, alone)
+
+    def step(self, stream, work):
         def paused():
             stream.pause()
             work()

@@ -4,6 +4,8 @@ The device is host memory and threads (``tests.host_accelerator``), and kernels 
 """
 
 import math
+from functools import partial
+from itertools import chain
 
 import pytest
 import torch
@@ -14,11 +16,11 @@ from tests.zoos import save
 from wkernels import bands
 from wkernels.gpu import ranks
 from wspace import cuda, pipeline, placement
-from wspace.cuda import Gpu
 from wspace.devices import device_named
 from wspace.elementwise.choices import Largest
-from wspace.elementwise.kernels import worker_for
+from wspace.elementwise.lanes import at_once, cost_of_lanes, lanes_of
 from wspace.elementwise.work import layout_of
+from wspace.errors import WspaceError
 from wspace.placement import Choice
 from wspace.recipes import merge_recipe
 from wspace.recipes.chosen import works_of
@@ -155,10 +157,51 @@ def test_columns_that_do_not_fit_are_read_in_bands(accelerators, tmp_path, monke
     assert merged(text, tmp_path / "pieces", "cuda", memory=memory) == whole
 
 
-def test_of_several_gpus_the_first_chooses_elements(zoo, accelerators):
-    chosen = worker_for(device_named("cuda:1,cuda:0"))
-    assert isinstance(chosen, Gpu)
-    assert chosen.name == "cuda:1"
+SEVERAL = "cuda:1,cuda:0,cuda:2"
+
+
+@pytest.mark.parametrize("method", ["ties, two types", "dare", "della", "arcee_fusion", "fisher"])
+def test_several_gpus_have_tensors_of_their_own(zoo, accelerators, tmp_path, method):
+    expected = merged(RECIPES[method], tmp_path / "cpu", "cpu")
+    assert merged(RECIPES[method], tmp_path / "cuda", SEVERAL) == expected
+    assert sum(accelerator.steps > 0 for accelerator in accelerators) == 3
+
+
+def test_thresholds_of_whole_models_on_several_gpus(zoo, accelerators, tmp_path):
+    text = recipe("ties/paper", "density: 0.3", "lambda: 1.5")
+    expected = merged(text, tmp_path / "cpu", "cpu")
+    assert merged(text, tmp_path / "cuda", SEVERAL) == expected
+    assert sum(accelerator.steps > 0 for accelerator in accelerators) == 3
+
+
+def test_as_many_gpus_work_as_the_budget_has_buffers_for(zoo, accelerators):
+    works = works_of([plan(RECIPES["ties"])[0]])
+    device = device_named(SEVERAL)
+    plenty = lanes_of(works, device, 1 << 30)
+    assert [lane.worker.name for lane in plenty] == ["cuda:1", "cuda:0", "cuda:2"]
+    names = [[t.name for work in lane.works for t in work.zoo.tensors] for lane in plenty]
+    assert sorted(chain(*names)) == sorted(SHAPES)
+    (alone,) = lanes_of(works, device.devices[0], 1 << 30)
+    assert cost_of_lanes(plenty).read_bytes == cost_of_lanes([alone]).read_bytes
+    few = [len(lanes_of(works, device, budget)) for budget in range(0, 1 << 22, 1 << 16)]
+    assert few == sorted(few)
+    assert set(few) == {1, 2, 3}
+
+
+def test_the_error_of_one_ends_the_others():
+    told = []
+
+    def failing(progress):
+        raise WspaceError("one")
+
+    def endless(progress):
+        while True:
+            progress(1)
+
+    with pytest.raises(WspaceError, match="one"):
+        at_once([endless, failing, endless], told.append)
+    counting = partial(lambda n, progress: [progress(1) for _ in range(n)] and n)
+    assert at_once([partial(counting, n) for n in (1000, 2000)], told.append) == [1000, 2000]
 
 
 H200 = placement.Found("NVIDIA H200", "hopper")

@@ -102,7 +102,7 @@ class Meeting(HostAccelerator):
         self.running = {name: threading.Event() for name in pair}
         self.met = False
 
-    def run(self, stream, work):
+    def step(self, stream, work):
         def waiting():
             if stream.name in self.running and not self.met:
                 self.running[stream.name].set()
@@ -111,7 +111,7 @@ class Meeting(HostAccelerator):
                 self.running[stream.name].clear()
             work()
 
-        super().run(stream, waiting)
+        super().step(stream, waiting)
 
 
 @pytest.mark.parametrize("pair", list(itertools.combinations(range(3), 2)), ids=str)

@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 READ, WRITE, CHECKSUM = "read", "write", "checksum"  # in threads of their own, several at a time
 DIRECT = "past the page cache"  # a part of READ
@@ -57,6 +58,7 @@ class Profile:
 
 
 _active: Profile | None = None
+_part = ContextVar("part", default=1.0)
 
 
 @contextmanager
@@ -84,4 +86,14 @@ def stage(name: str, nbytes: int = 0) -> Iterator[None]:
     try:
         yield
     finally:
-        profile.add(name, time.perf_counter() - started, nbytes)
+        profile.add(name, (time.perf_counter() - started) * _part.get(), nbytes)
+
+
+@contextmanager
+def part(share: float) -> Iterator[None]:
+    """The time of this thread counts as much: several do what else the main one does."""
+    token = _part.set(share)
+    try:
+        yield
+    finally:
+        _part.reset(token)

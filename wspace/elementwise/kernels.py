@@ -118,11 +118,6 @@ class Kernels(Protocol):
         ...
 
 
-def worker_for(device: Device) -> Device:
-    """The device; of several GPUs the first."""
-    return getattr(device, "devices", [device])[0]
-
-
 def kernels_of(worker: Device) -> Kernels:
     if worker.name == "cpu":
         return OnCpu(processors())

@@ -10,7 +10,8 @@ import numpy as np
 
 from wspace.devices import Device
 from wspace.elementwise.choices import ColumnSums, FisherMean, Pull
-from wspace.elementwise.kernels import Out, kernels_of, worker_for
+from wspace.elementwise.kernels import Out, kernels_of
+from wspace.elementwise.lanes import Count
 from wspace.elementwise.preparing import Preparing, Ready, Whole
 from wspace.elementwise.scores import unit_of
 from wspace.elementwise.sources import Blocks, Source, View, lines_around
@@ -18,7 +19,6 @@ from wspace.elementwise.work import Use, Work, layout_of, times_read
 from wspace.errors import CheckpointError, NonFiniteError
 from wspace.jobs import finish
 from wspace.passes import describe_non_finite
-from wspace.profiling import PASS, stage
 from wspace.sinks import FileSink
 from wspace.storage.headers import BITS, KERNEL_NAMES
 from wspace.storage.residence import PAGE
@@ -34,9 +34,6 @@ from wspace.stream import (
     row_starts,
 )
 
-Count = Callable[[int], None]
-"""Called with the bytes of each chunk that was read."""
-
 Lacking = Callable[[ChunkPlan], Sequence[int]]
 """Which uses a chunk is read for."""
 
@@ -47,7 +44,7 @@ class Run:
     def __init__(
         self, work: Work, worker: Device, budget: int, allow_non_finite: bool = False
     ) -> None:
-        self.work, self._worker = work, worker_for(worker)
+        self.work, self._worker = work, worker
         self._allow = allow_non_finite
         self._layout = layout_of(work, self._worker, budget)
         self.kernels = kernels_of(self._worker)
@@ -99,7 +96,6 @@ class Run:
                 for ready in content:
                     yield use, ready
 
-    @stage(PASS)
     def write(
         self,
         sinks: Sequence[FileSink],

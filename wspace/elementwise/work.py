@@ -25,7 +25,6 @@ from wspace.elementwise.choices import (
     Varied,
 )
 from wspace.elementwise.columns import held_bytes
-from wspace.elementwise.kernels import worker_for
 from wspace.elementwise.scores import unit_of
 from wspace.elementwise.sources import Layout, lay_out, lines_around
 from wspace.storage.headers import BITS
@@ -128,7 +127,6 @@ class Cost(NamedTuple):
 
 def cost_of(work: Work, worker: Device, budget: int) -> Cost:
     """What a work costs. Raises BudgetError."""
-    worker = worker_for(worker)
     layout = layout_of(work, worker, budget)
     read = [sum([stored.read_bytes for stored in t.stored]) for t in work.zoo.tensors]
     total = sum(read) * (1 + max(map(work.whole_reads, work.uses)))

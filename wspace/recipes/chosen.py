@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 from wspace.devices import Device
 from wspace.elementwise.choices import Choice, ColumnSums, Largest
+from wspace.elementwise.lanes import Count, at_once, cost_of_lanes, lanes_of
 from wspace.elementwise.run import Run
 from wspace.elementwise.scores import unit_of
 from wspace.elementwise.whole import wholes_of
-from wspace.elementwise.work import Cost, Use, Work, cost_of, of_whole_model
+from wspace.elementwise.work import Cost, Use, Work, of_whole_model
 from wspace.recipes.plan import Plan
 from wspace.recipes.steps import TensorPlan
 from wspace.sinks import FileSink
@@ -139,10 +142,7 @@ def _joined(single: list[_Inputs]) -> list[_Inputs]:
 
 def cost_of_chosen(plans: Sequence[Plan], worker: Device, budget: int) -> Cost:
     """Bytes read from files, and held."""
-    costs = [cost_of(work, worker, budget) for work in works_of(plans)]
-    return Cost(
-        sum(cost.read_bytes for cost in costs), max((cost.held_bytes for cost in costs), default=0)
-    )
+    return cost_of_lanes(lanes_of(works_of(plans), worker, budget))
 
 
 class ChosenTensors:
@@ -158,7 +158,10 @@ class ChosenTensors:
         allow_non_finite: bool,
     ) -> None:
         works = works_of(plans, seed)
-        self._runs = [Run(work, worker, budget, allow_non_finite) for work in works]
+        self._lanes = [
+            [Run(work, lane.worker, lane.budget, allow_non_finite) for work in lane.works]
+            for lane in lanes_of(works, worker, budget)
+        ]
         self._whole: dict[int, Sequence[float]] = {}  # densities of outputs that have thresholds
         for use in (use for work in works for use in work.uses):
             keep = use.choices[0].keep
@@ -168,7 +171,7 @@ class ChosenTensors:
     @property
     def nbytes(self) -> int:
         """That will be read, of the stream."""
-        return sum(run.nbytes for run in self._runs)
+        return sum(run.nbytes for run in chain(*self._lanes))
 
     def write(self, writers: Sequence[CheckpointWriter], progress: Progress) -> None:
         """A writer for each plan."""
@@ -179,16 +182,19 @@ class ChosenTensors:
             done += nbytes
             progress(done, total)
 
-        sinks = [
-            [
+        def sinks_of(run: Run) -> list[FileSink]:
+            return [
                 FileSink([([(name, 0) for name in use.names], writers[use.output])])
                 for use in run.work.uses
             ]
-            for run in self._runs
-        ]
-        lacking = [not run.has(own) for run, own in zip(self._runs, sinks, strict=True)]
-        if not any(lacking):
+
+        if all(run.has(sinks_of(run)) for run in chain(*self._lanes)):
             return
-        wholes = wholes_of(self._runs, self._whole, follow) if self._whole else {}
-        for run, own in zip(self._runs, sinks, strict=True):
-            run.write(own, follow, [wholes.get(use.output) for use in run.work.uses])
+        wholes = wholes_of(self._lanes, self._whole, follow) if self._whole else {}
+
+        def written(runs: Sequence[Run], progress: Count) -> None:
+            for run in runs:
+                own = [wholes.get(use.output) for use in run.work.uses]
+                run.write(sinks_of(run), progress, own)
+
+        at_once([partial(written, runs) for runs in self._lanes], follow)
