@@ -73,6 +73,13 @@ def write_sparse(folder: Path, shapes: Mapping[str, Sequence[int]]) -> Path:
     return folder
 
 
+def sparse_zoo(folder: Path, n: int, shapes: Mapping[str, Sequence[int]]) -> Path:
+    """``base`` and ``run-0 ...`` of zeros."""
+    for name in ("base", *(f"run-{k}" for k in range(n))):
+        write_sparse(folder / name, shapes)
+    return folder
+
+
 def _header(shapes: Mapping[str, Sequence[int]]) -> bytes:
     entries: dict[str, Any] = {}
     position = 0
@@ -120,6 +127,18 @@ def commands(zoo: Path, n: int, work: Path) -> Iterator[tuple[str, list[object]]
         path.write_text(recipe(method, zoo, n))
         yield method, ["merge", path, "-o", method]
     yield "index", ["index", zoo, "--store", "index"]
+
+
+def warming(folder: Path) -> list[list[object]]:
+    """Commands that between them use every kernel that those of other zoos do; in a new folder."""
+    zoo = make_zoo(folder / "zoo", 2, 1)
+    found = dict(commands(zoo, 2, folder))
+    warm = [within(command, 1 << 30) for command in found.values()]
+    more = make_zoo(folder / "more", 6, 1)  # which have other kernels
+    warm.append(within(dict(commands(more, 6, folder))["distances"], 1 << 30))
+    # and tensors that are cut
+    parts = ["parts" if word == "arcee_fusion" else word for word in found["arcee_fusion"]]
+    return [*warm, within(parts, 3 * MIB), ["verify", "merge"]]
 
 
 def within(command: Sequence[object], budget: int) -> list[object]:

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from bench.budget_cases import MIB, commands, make_zoo, within, write_sparse
+from bench.budget_cases import MIB, commands, make_zoo, warming, within, write_sparse
 from bench.limited import Limited
 
 SIZES = {2: 48, 4: 48, 16: 24, 64: 12}
@@ -27,13 +27,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory):
     folder = tmp_path_factory.mktemp("warm")
-    zoo = make_zoo(folder / "zoo", 2, 1)
-    warm = [within(command, 1 << 30) for _, command in commands(zoo, 2, folder)]
-    more = make_zoo(folder / "more", 6, 1)  # which have other kernels
-    warm.append(within(dict(commands(more, 6, folder))["distances"], 1 << 30))
-    fusion = dict(commands(zoo, 2, folder))["arcee_fusion"]  # and tensors that are cut
-    warm.append(within(["parts" if word == "arcee_fusion" else word for word in fusion], 3 * MIB))
-    with Limited([*warm, ["verify", "merge"]], folder) as limited:
+    with Limited(warming(folder), folder) as limited:
         yield limited
 
 
