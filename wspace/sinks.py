@@ -67,13 +67,12 @@ class FileResults:
 
     def _sum(self, first: int, stop: int) -> None:
         self._summed = True
-        first, stop = first * self._width, stop * self._width
+        first, stop, data = first * self._width, stop * self._width, self._buffer.data
         for writer, row, runs in self._runs:
             for shard, position, at, nbytes in runs:
                 start, end = max(at, first), min(at + nbytes, stop)
                 if start < end:
-                    view = self._buffer[row + start : row + end]
-                    writer.sum(shard, position + start - at, view)
+                    writer.sum(shard, position + start - at, data[row + start : row + end])
 
     def write(self) -> list[Future[None]]:
         """Start writing; the buffer must stay as it is until all futures are done."""

@@ -6,8 +6,6 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 
-import numpy as np
-
 from wspace.storage.checksums import BLOCK, OpenBlock, checksum, checksum_of_blocks
 from wspace.storage.journal import Block
 
@@ -66,10 +64,11 @@ class Blocks:
         """Of the blocks of a run, and of the run."""
         return [part for _, _, part, _ in self._cut(shard, start, stop)]
 
-    def sum(self, shard: int, start: int, view: np.ndarray) -> None:
+    def sum(self, shard: int, start: int, data: memoryview) -> None:
         """Take the checksums of bytes that will be written; of those of blocks in several parts."""
-        data = view.data
-        for block, block_stop, part, stop in self._cut(shard, start, start + len(view)):
+        for block, block_stop, part, stop in self._cut(shard, start, start + len(data)):
+            if (shard, block) in self._restored:
+                continue
             piece = data[part - start : stop - start]
             if stop - part == block_stop - block:
                 self._done[shard, block] = checksum(piece)

@@ -27,14 +27,13 @@ def checksum(data: bytes | memoryview) -> str:
     """32 hexadecimal digits. ``data``: contiguous bytes."""
     if len(data) <= PIECE:
         return xxhash.xxh3_128_hexdigest(data)
-    view = memoryview(data)
-    digest = xxhash.xxh3_128(view[:PIECE])
-    _update(digest, view, PIECE)
+    digest = xxhash.xxh3_128()
+    _update(digest, memoryview(data))
     return digest.hexdigest()
 
 
-def _update(digest: xxhash.xxh3_128, view: memoryview, first: int = 0) -> None:
-    for start in range(first, len(view), PIECE):
+def _update(digest: xxhash.xxh3_128, view: memoryview) -> None:
+    for start in range(0, len(view), PIECE):
         digest.update(view[start : start + PIECE])
 
 

@@ -174,11 +174,10 @@ class CheckpointWriter:
         """Where blocks start among these bytes; the first of them may be in the middle of one."""
         return self._blocks.starts(shard, position, position + nbytes)
 
-    def sum(self, shard: int, position: int, view: np.ndarray) -> None:
+    def sum(self, shard: int, position: int, data: memoryview) -> None:
         """Take checksums of what will be written there: now, while a cache has it."""
-        with profiling.stage(profiling.CHECKSUM, len(view)):
-            for start, stop in self._blocks.unfinished(shard, position, position + len(view)):
-                self._blocks.sum(shard, start, view[start - position : stop - position])
+        with profiling.stage(profiling.CHECKSUM, len(data)):
+            self._blocks.sum(shard, position, data)
 
     def write(
         self, shard: int, position: int, view: np.ndarray, *, summed: bool = False
@@ -200,7 +199,7 @@ class CheckpointWriter:
         try:
             if not summed:
                 with profiling.stage(profiling.CHECKSUM, len(view)):  # some is in a cache yet
-                    self._blocks.sum(shard, position, view)
+                    self._blocks.sum(shard, position, view.data)
             with profiling.stage(profiling.WRITE, len(view)):
                 self._files[shard].write(view, position)
             blocks = self._blocks.written(shard, position, position + len(view))
