@@ -14,6 +14,7 @@ from wspace.devices import device_named
 from wspace.elementwise.work import layout_of
 from wspace.recipes import RecipeError
 from wspace.recipes.chosen import works_of
+from wspace.storage.writing import CheckpointWriter
 
 SHAPES = {
     "embed.weight": (50, 8),
@@ -536,3 +537,16 @@ def test_nan_is_refused_by_name(tmp_path, monkeypatch):
         assert not (tmp_path / "out").exists()
     out = merged(recipe("linear", ["m0", "m1"]), tmp_path / "nan", allow_non_finite=True)
     assert out["layers.1.mlp.weight"].isnan().sum() == 1
+
+
+def test_blocks_of_a_chunk_are_looked_up_once(zoos, tmp_path, monkeypatch):
+    """However many of its tensors have factors of their own."""
+    looked_up, blocks_in = [], CheckpointWriter.blocks_in
+
+    def counting(self, *place):
+        looked_up.append(place)
+        return blocks_in(self, *place)
+
+    monkeypatch.setattr(CheckpointWriter, "blocks_in", counting)
+    merged(recipe("model_stock", base="base"), tmp_path / "out")
+    assert 1 <= len(looked_up) <= 2  # one chunk of 14 tensors

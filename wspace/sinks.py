@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,13 +59,20 @@ class FileResults:
 
     def ready(self, first: int, n: int) -> Ready:
         """Takes the checksums of ``n`` elements of all rows, counted from ``first``."""
-        near: list[int] = []
-        for writer, _, runs in self._runs[:1]:
-            for shard, position, at, nbytes in runs:
-                starts = writer.blocks_in(shard, position, nbytes)
-                near += [(at + start - position) // self._width - first for start in starts]
-        near = [start for start in near if 0 <= start < n]
+        starts = self._block_starts
+        own = starts[bisect_left(starts, first) : bisect_left(starts, first + n)]
+        near = [start - first for start in own]
         return Ready(lambda start, stop: self._sum(first + start, first + stop), near)
+
+    @cached_property
+    def _block_starts(self) -> list[int]:
+        """Elements at which blocks start that have checksums."""
+        return sorted(
+            (at + start - position) // self._width
+            for writer, _, runs in self._runs[:1]
+            for shard, position, at, nbytes in runs
+            for start in writer.blocks_in(shard, position, nbytes)
+        )
 
     def _sum(self, first: int, stop: int) -> None:
         self._summed = True
