@@ -59,7 +59,7 @@ def read_only(zoo: ws.Zoo, device: str) -> None:
     worker, rows = device_named(device), range(len(zoo.checkpoints))
 
     def size(dtypes) -> int:
-        return chunk_elements(MEMORY, worker.chunk_bytes, dtypes, 0, "reading")
+        return chunk_elements(MEMORY, worker.chunk_bytes, dtypes, 0)
 
     plans = list(plan_chunks(zoo, rows, size, 4096))
     with Stream(zoo, rows, plans, worker) as stream:

@@ -3,9 +3,9 @@
 import torch
 from safetensors.torch import load_file
 
+from wspace.budgets import least
 from wspace.devices import device_named
 from wspace.elementwise.work import layout_of
-from wspace.errors import BudgetError
 from wspace.recipes import Problems, merge_recipe, parse_recipe, plan_recipe
 
 
@@ -38,13 +38,6 @@ def ulps(tensor, truth):
     return float(((tensor.double() - truth).abs() / spacing).max()) if truth.numel() else 0.0
 
 
-def least_memory(work, step=10_000):
-    """The least budget, in steps, that chunks of a work's tensors fit into on this machine."""
-    memory = step
-    while True:
-        try:
-            layout_of(work, device_named("cpu"), memory)
-        except BudgetError:
-            memory += step
-        else:
-            return memory
+def least_memory(work):
+    """The least budget that chunks of a work's tensors fit into on this machine."""
+    return least(lambda memory: layout_of(work, device_named("cpu"), memory), 1)

@@ -60,9 +60,12 @@ def test_an_embedding_of_8_gib(limited, tmp_path):
     assert_held(limited.run(command, tmp_path, budget), budget)
 
 
-def test_a_budget_that_is_too_small_is_told_the_least(root, limited, tmp_path):
-    command = dict(commands(root / "64", 64, tmp_path))["linear"]
-    refused = limited.run(within(command, MIB), tmp_path, MIB)
+@pytest.mark.parametrize(
+    ("n", "name"), [(64, "linear"), (2, "distances"), (2, "model_stock"), (2, "ties")]
+)
+def test_a_budget_that_is_too_small_is_told_the_least(root, limited, tmp_path, n, name):
+    command = dict(commands(root / f"{n}", n, tmp_path))[name]
+    refused = limited.run(within(command, MIB // 4), tmp_path, MIB)
     least = int(re.search(r"needs (\d+) bytes$", refused.err)[1])
     assert refused.status == 1 and refused.err.count("\n") == 1
     assert limited.run(within(command, least - 16), tmp_path, least).status == 1

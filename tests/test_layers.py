@@ -95,6 +95,7 @@ LAYERS = [
     "wspace.derived.adapters",
     "wspace.derived.models",
     "wspace.zoo",
+    "wspace.budgets",
     "wspace.devices",
     "wspace.stream",
     "wspace.dividing",

@@ -95,7 +95,7 @@ def plan_jobs(zoo: Zoo, jobs: Sequence[Job], worker: Device, budget: int) -> lis
     room = budget - reading_workspace(zoo.checkpoints, (t.stored for t in zoo.tensors))
 
     def size(dtypes: Sequence[str]) -> int:
-        return chunk_elements(room, worker.chunk_bytes, dtypes, out_bytes, "merge")
+        return chunk_elements(room, worker.chunk_bytes, dtypes, out_bytes)
 
     return list(plan_chunks(zoo, rows_of(jobs), size, MAX_PIECES))
 

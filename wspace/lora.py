@@ -29,7 +29,7 @@ from wspace.storage.headers import CODES, KERNEL_NAMES
 from wspace.storage.outputs import OutputTensor, check_output, check_space
 from wspace.storage.writers import checkpoint_writers
 from wspace.storage.writing import CheckpointWriter, NewCheckpoint, Note
-from wspace.zoo import Zoo
+from wspace.zoo import Zoo, ZooTensor
 
 
 def rank_products(zoo: Zoo, budget: int) -> np.ndarray:
@@ -38,18 +38,19 @@ def rank_products(zoo: Zoo, budget: int) -> np.ndarray:
     Products and sums in float64. Raises BudgetError where one tensor's factors do not fit.
     """
     n = len(zoo)
+    taken = [_factor_bytes(zoo, tensor) for tensor in zoo.tensors]
+    for tensor, nbytes in zip(zoo.tensors, taken, strict=True):
+        if nbytes > budget:
+            count = sum(tensor.name in adapter.updates for adapter in zoo.adapters)
+            raise BudgetError(
+                f"the factors of {tensor.name!r} in {count} adapters take {nbytes} bytes, more "
+                f"than the memory budget of {budget}; raise it to {max(taken)} bytes"
+            )
     found = np.zeros((len(zoo.tensors), n, n))
     for t, tensor in enumerate(zoo.tensors):
         updates = [(i, a.updates[tensor.name]) for i, a in enumerate(zoo.adapters)
                    if tensor.name in a.updates]  # fmt: skip
         ranks = [update.left.shape[1] for _, update in updates]
-        rank = sum(ranks)
-        held = 8 * rank * (sum(tensor.shape) + 3 * rank)
-        if held > budget:
-            raise BudgetError(
-                f"the factors of {tensor.name!r} in {len(updates)} adapters take {held} bytes, "
-                f"more than the memory budget of {budget}; raise it"
-            )
         left = np.concatenate([update.left.whole(np.float64).T for _, update in updates])
         right = np.concatenate([update.right.whole(np.float64) for _, update in updates])
         products = _gram(left) * _gram(right)
@@ -59,6 +60,13 @@ def rank_products(zoo: Zoo, budget: int) -> np.ndarray:
         which = [i for i, _ in updates]
         found[t][np.ix_(which, which)] = blocks * np.outer(scales, scales)
     return found
+
+
+def _factor_bytes(zoo: Zoo, tensor: ZooTensor) -> int:
+    """Of all adapters, and what is made of them."""
+    updates = [a.updates[tensor.name] for a in zoo.adapters if tensor.name in a.updates]
+    rank = sum(update.left.shape[1] for update in updates)
+    return 8 * rank * (sum(tensor.shape) + 3 * rank)
 
 
 def _gram(rows: np.ndarray) -> np.ndarray:

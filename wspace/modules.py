@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from wkernels import arguments, ops
+from wspace.budgets import enough
 from wspace.devices import Cpu, Ready, device_named
 from wspace.errors import MisalignedZooError
 from wspace.grams import EXACT, Gram
@@ -49,7 +50,9 @@ def mix_into(
     # rounded once where all tensors have one type
     dtype = kinds.pop() if len(kinds) == 1 else "float32"
     worker = device_named(choose(device, mixes_job(zoo, len(chosen.rows), 1)).name)
-    plans = plan_mixes(zoo, chosen, worker, parse_bytes(memory), dtype)
+    plans = enough(
+        lambda budget: plan_mixes(zoo, chosen, worker, budget, dtype), parse_bytes(memory), "merge"
+    )
     run_mixes(zoo, chosen, plans, worker, dtype, _Loader(zoo, targets), progress, allow_non_finite)
     return untouched
 
@@ -150,7 +153,7 @@ class ResidentZoo:
         every = range(len(zoo.checkpoints))
 
         def size(dtypes: Sequence[str]) -> int:
-            return chunk_elements(1 << 30, worker.chunk_bytes, dtypes, 0, "resident zoo")
+            return chunk_elements(1 << 30, worker.chunk_bytes, dtypes, 0)
 
         plans = list(plan_chunks(zoo, every, size, 4096))
         with Stream(zoo, every, plans, worker, progress=progress) as stream:

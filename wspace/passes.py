@@ -8,11 +8,20 @@ from typing import NamedTuple
 import numpy as np
 
 from wkernels.moments import NON_FINITE, N
+from wspace.budgets import enough
 from wspace.devices import Device
 from wspace.dividing import SPAN, own_columns, within
 from wspace.errors import BudgetError, NonFiniteError
 from wspace.profiling import PASS, stage
-from wspace.stream import Chunk, Progress, Stream, chunk_elements, plan_chunks, reading_workspace
+from wspace.stream import (
+    Chunk,
+    ChunkPlan,
+    Progress,
+    Stream,
+    chunk_elements,
+    plan_chunks,
+    reading_workspace,
+)
 from wspace.team import ALONE, Team
 from wspace.zoo import Zoo
 
@@ -55,27 +64,25 @@ def sum_over_tensors(
     matrix = 8 * shape[0] * shape[1]
     several = 2 * (team.share.n > 1)  # what another process has summed
     results = matrix * (len(zoo.tensors) + 2 if keep else 0) + (4 + several) * matrix
-    # each of a chunk's tensors has its sums, and in the kernel those of its blocks
-    max_pieces = max(1, min(4096, budget // 32 // matrix))
-    workspace = 2 * (max_pieces + 1) * matrix
-    room = (
-        budget
-        - results
-        - workspace
-        - reading_workspace(zoo.checkpoints, (t.stored for t in zoo.tensors))
-    )
-    if room <= 0:
-        raise BudgetError(
-            f"{what} of {shape[0]} models and {len(zoo.tensors)} tensors: results take {results} "
-            f"bytes and {workspace} to work in, more than the memory budget of {budget}; "
-            f"{'pass per_tensor=False or ' if keep else ''}raise it"
-        )
-
-    def size(dtypes: Sequence[str]) -> int:
-        return chunk_elements(room, worker.chunk_bytes, dtypes, 0, what)
-
+    reading = reading_workspace(zoo.checkpoints, (t.stored for t in zoo.tensors))
     span = SPAN if additive else None
-    plans = list(plan_chunks(zoo, rows, size, max_pieces, span))
+
+    def plan(budget: int) -> list[ChunkPlan]:
+        # each of a chunk's tensors has its sums, and in the kernel those of its blocks
+        max_pieces = max(1, min(4096, budget // 32 // matrix))
+        room = budget - results - 2 * (max_pieces + 1) * matrix - reading
+        if room <= 0:
+            raise BudgetError(
+                f"{'pass per_tensor=False or raise it: ' if keep else ''}what is summed of "
+                f"{shape[0]} models and {len(zoo.tensors)} tensors"
+            )
+
+        def size(dtypes: Sequence[str]) -> int:
+            return chunk_elements(room, worker.chunk_bytes, dtypes, 0)
+
+        return list(plan_chunks(zoo, rows, size, max_pieces, span))
+
+    plans = enough(plan, budget, what)
     own = own_columns(zoo, rows, team.share, whole=keep)
     plans = within(plans, own)
     kept = np.zeros((len(zoo.tensors), *shape)) if keep else None

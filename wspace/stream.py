@@ -170,9 +170,7 @@ def for_buffers(budget: int) -> int:
     return budget - min(BESIDES, budget // 8)
 
 
-def chunk_elements(
-    budget: int, target: int, in_dtypes: Sequence[str], out_bytes: int, what: str
-) -> int:
+def chunk_elements(budget: int, target: int, in_dtypes: Sequence[str], out_bytes: int) -> int:
     """Elements of a chunk: ``SLOTS`` inputs and ``OUTPUTS`` outputs within ``budget`` bytes.
 
     ``target``: bytes of input that the device likes best in one chunk. ``out_bytes``: bytes of
@@ -183,12 +181,7 @@ def chunk_elements(
     per_element = SLOTS * in_bytes + OUTPUTS * out_bytes
     fitting = (for_buffers(budget) - fixed) // per_element
     if fitting < CUT:
-        least = CUT * per_element + fixed
-        least = min(least + BESIDES, -(-least * 8 // 7))  # the least of which as much is left
-        raise BudgetError(
-            f"{what}: a memory budget of {budget} bytes is too small; one chunk of {CUT} elements "
-            f"of {len(in_dtypes)} checkpoints needs {least} bytes"
-        )
+        raise BudgetError(f"one chunk of {CUT} elements of {len(in_dtypes)} checkpoints")
     best = max(CUT, target // max(1, in_bytes))
     return min(fitting, best) // CUT * CUT
 

@@ -54,7 +54,7 @@ class Room:
         """``kinds``: elements that have these types in the rows. Raises BudgetError."""
         elements = {
             dtypes: min(
-                chunk_elements(budget, worker.chunk_bytes, dtypes, out_bytes, "merge"),
+                chunk_elements(budget, worker.chunk_bytes, dtypes, out_bytes),
                 max(CUT, numel),
             )
             for dtypes, numel in kinds.items()

@@ -60,10 +60,7 @@ def lay_out(
         if n > limit:
             step = unit(tensor)
             if step > limit:
-                raise BudgetError(
-                    f"tensor {tensor.name!r}: its rows have {step} elements, and {limit} fit into "
-                    "the memory budget; raise it"
-                )
+                raise BudgetError(f"a row of tensor {tensor.name!r} of {step} elements")
             # half of the memory is for what its statistics hold
             step *= max(1, min(limit // 2, max(target(dtypes), CUT)) // step)
             parts = [(start, min(start + step, n)) for start in range(0, n, step)]

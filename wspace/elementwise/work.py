@@ -158,7 +158,7 @@ def layout_of(work: Work, worker: Device, budget: int) -> Layout:
 
     def fitting(dtypes: Sequence[str]) -> int:
         # scores are held once, beside the buffers
-        return chunk_elements(room, room, dtypes, work.width + -(-scores // OUTPUTS), "merge")
+        return chunk_elements(room, room, dtypes, work.width + -(-scores // OUTPUTS))
 
     def target(dtypes: Sequence[str]) -> int:
         return worker.chunk_bytes // max(1, sum(BITS[dtype] for dtype in dtypes) // 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from wspace.budgets import enough
 from wspace.devices import device_named
 from wspace.recipes.chosen import cost_of_chosen
 from wspace.recipes.mixed import needs_of
@@ -20,7 +21,7 @@ class Cost(NamedTuple):
 
 def cost(*plans: Plan, device: str = "auto", memory: int | str = "1GiB") -> Cost:
     """Bytes read, written and held at most. Raises BudgetError if ``memory`` is too little."""
-    worker, budget = device_named(device), parse_bytes(memory)
+    worker = device_named(device)
     copied = {
         (id(plan.checkpoints[row]), id(stored)): stored.record.nbytes
         for plan in plans
@@ -28,10 +29,15 @@ def cost(*plans: Plan, device: str = "auto", memory: int | str = "1GiB") -> Cost
         if tensor.step is None
         for row, stored in zip(tensor.rows, tensor.stored, strict=True)
     }
-    read, held = sum(copied.values()), 0
-    for part in parts_of(plans):
-        needs = needs_of(part, worker, budget)
-        read, held = read + needs.file_bytes, max(held, needs.held_bytes)
-    chosen = cost_of_chosen(plans, worker, budget)
-    written = sum(plan.nbytes for plan in plans)
-    return Cost(read + chosen.read_bytes, written, max(held, chosen.held_bytes))
+    parts = parts_of(plans)
+
+    def within(budget: int) -> Cost:
+        needs = [needs_of(part, worker, budget) for part in parts]
+        chosen = cost_of_chosen(plans, worker, budget)
+        read = sum(need.file_bytes for need in needs) + chosen.read_bytes
+        held = max([need.held_bytes for need in needs], default=0)
+        return Cost(read, 0, max(held, chosen.held_bytes))
+
+    found = enough(within, parse_bytes(memory), "merge")
+    read, written = sum(copied.values()), sum(plan.nbytes for plan in plans)
+    return found._replace(read_bytes=read + found.read_bytes, write_bytes=written)

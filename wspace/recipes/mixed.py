@@ -238,7 +238,7 @@ def needs_of(part: Part, worker: Device, budget: int) -> Needs:
     if not measured:
         held = 0
         for dtypes, numel in kinds.items():
-            n = chunk_elements(budget - fixed, worker.chunk_bytes, dtypes, out_bytes, "merge")
+            n = chunk_elements(budget - fixed, worker.chunk_bytes, dtypes, out_bytes)
             each = SLOTS * sum(BITS[dtype] for dtype in dtypes) // 8 + OUTPUTS * out_bytes
             held = max(held, fixed + min(n, numel) * each)
         stream = sum(_bytes_of(dtypes, numel) for dtypes, numel in kinds.items())
@@ -249,10 +249,7 @@ def needs_of(part: Part, worker: Device, budget: int) -> Needs:
     tensors = MATRIX_ROWS if part.rowwise else len(part.tensors)
     fixed += 2 * (pieces + 1) * matrix + sum(8 * use.n * tensors for use in part.uses)
     if budget <= fixed:
-        raise BudgetError(
-            f"merge: factors of {tensors} tensors take {fixed} bytes to work in, more than the "
-            f"memory budget of {budget}; raise it"
-        )
+        raise BudgetError(f"work on the factors of {tensors} tensors")
     room = Room.of(kinds, worker, budget - fixed, out_bytes)
     types = [types_of[group] for group in part.groups]
     sizes = [_numel(part, tensor) for tensor in part.tensors]

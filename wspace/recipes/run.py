@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from wspace.budgets import enough
 from wspace.devices import device_named
 from wspace.merging import copy_equal
 from wspace.recipes.card import RECIPE, model_card
@@ -83,8 +84,14 @@ def merge_recipes(
         )
         for plan, share, path in zip(plans, shares, paths, strict=True)
     ]
-    mixed = MixedTensors(shares, worker, budget, allow_non_finite=allow_non_finite)
-    chosen = ChosenTensors(shares, worker, budget, seed=seed, allow_non_finite=allow_non_finite)
+
+    def passes(budget: int) -> tuple[MixedTensors, ChosenTensors]:
+        return (
+            MixedTensors(shares, worker, budget, allow_non_finite=allow_non_finite),
+            ChosenTensors(shares, worker, budget, seed=seed, allow_non_finite=allow_non_finite),
+        )
+
+    mixed, chosen = enough(passes, budget, "merge")
     progresses = _shared(progress, [mixed.nbytes, chosen.nbytes])
     records = [record_of(plan, seed) for plan in plans]
     with checkpoint_writers(outputs, restart=restart, note=note, team=team) as writers:
