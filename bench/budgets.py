@@ -100,7 +100,7 @@ def main(given: list[str] | None = None) -> int:
     if options.only and place.is_file():
         report = json.loads(place.read_text()) | report
     options.work.mkdir(parents=True)
-    with Limited(warming(options.work / "warm"), options.work) as limited:
+    with Limited(options.work, warming(options.work / "warm")) as limited:
         for part in [options.only] if options.only else PARTS:
             cases = PARTS[part](options.work)
             report[part] = [found for case in cases for found in run(limited, case, options.work)]

@@ -6,7 +6,7 @@ command that is measured runs in a fork of it, which may have ``budget + MARGIN`
 has when it starts. The limit is that of ``RLIMIT_DATA``: all private memory that may be written,
 from the moment that it is mapped. Whoever asks for more gets none, and the command fails. Address
 space (``RLIMIT_AS``) would count what threads, allocators and compilers reserve and never touch;
-the page cache counts in neither.
+the page cache counts in neither. Time is limited too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import ctypes
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,13 @@ MARGIN = 16 << 20
 
 SAMPLE_SECONDS = 0.001
 
+PATIENCE = 15
+"""Seconds on the clock for each of the processor's that a command may take: whoever waits without
+end takes none of those."""
+
+COMPILED = 98
+"""Exit status of a command that compiled kernels, for which its budget has no room."""
+
 
 class Outcome(NamedTuple):
     """How a command ended, and what it took over what the process had at its start."""
@@ -46,10 +54,10 @@ class Outcome(NamedTuple):
 
 
 class Limited:
-    """``warm``: the arguments of commands that are run once, in a folder of their own, before any
-    is measured. ``folder`` takes what commands print."""
+    """``folder`` takes what commands print. ``warm``: the arguments of commands that are run once,
+    in a folder of their own, before any is measured; then none may compile a kernel."""
 
-    def __init__(self, warm: Sequence[Sequence[object]], folder: Path) -> None:
+    def __init__(self, folder: Path, warm: Sequence[Sequence[object]] = ()) -> None:
         self._said = [str(folder / name) for name in (".out", ".err")]
         words = [[str(word) for word in command] for command in warm]
         self._process = subprocess.Popen(
@@ -70,10 +78,13 @@ class Limited:
         self._process.wait()
         self._told.close()
 
-    def run(self, command: Sequence[object], folder: Path, budget: int) -> Outcome:
-        """Run ``wspace`` with these arguments, in ``folder``."""
-        words, limit = [str(word) for word in command], budget + MARGIN
-        self._asked.write(json.dumps([words, str(folder), limit, self._said]) + "\n")
+    def run(
+        self, command: Sequence[object], folder: Path, budget: int, *, margin: int = MARGIN,
+        seconds: int = 3600,
+    ) -> Outcome:  # fmt: skip
+        """Run ``wspace`` with these arguments, in ``folder``, in so much processor time at most."""
+        words, limit = [str(word) for word in command], budget + margin
+        self._asked.write(json.dumps([words, str(folder), limit, seconds, self._said]) + "\n")
         self._asked.flush()
         status, seconds, peak = json.loads(self._told.readline())
         out, err = (Path(path).read_text() for path in self._said)
@@ -86,7 +97,7 @@ def _field(name: str, process: int | str = "self") -> int:
     return int(lines[0].split()[1]) << 10 if lines else 0  # none of a process that has ended
 
 
-def _limited(command: list[str], folder: str, extra: int, said: Sequence[str]) -> Any:
+def _limited(command: list[str], folder: str, extra: int, seconds: int, said: Sequence[str]) -> Any:
     """In the fork."""
     from wspace.cli.main import main
 
@@ -95,6 +106,8 @@ def _limited(command: list[str], folder: str, extra: int, said: Sequence[str]) -
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
     most = _field("VmData") + extra
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    signal.alarm(PATIENCE * seconds)
     try:
         return main(command)
     except SystemExit as stopped:
@@ -132,6 +145,8 @@ def _serve(warm: list[list[str]]) -> None:
             status = 99
             try:
                 status = _limited(*json.loads(line))
+                if warm and "numba" in sys.modules:
+                    status = COMPILED
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()

@@ -27,7 +27,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory):
     folder = tmp_path_factory.mktemp("warm")
-    with Limited(warming(folder), folder) as limited:
+    with Limited(folder, warming(folder)) as limited:
         yield limited
 
 
