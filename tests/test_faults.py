@@ -11,7 +11,9 @@ from bench.faults import FLIPS, FOUND, REFUSED, RIGHT, UNNOTICED, UNSEEN, WRONG,
 from bench.faulty import Faults
 from tests.zoos import zoo_on_disk
 from wspace.errors import WspaceError
-from wspace.storage import local, writing
+from wspace.storage import local, partial, writing
+from wspace.storage.files import OutputFile
+from wspace.storage.partial import flush
 from wspace.storage.residence import drop
 
 ROUNDS = 60
@@ -105,8 +107,22 @@ def test_when_power_is_lost_there_is_nothing_or_everything(bench, seed, resumed)
     assert not any(outcomes[WRONG] for outcomes in counts.values()), counts
 
 
-def test_power_that_is_lost_finds_what_was_not_synced(bench, monkeypatch):
-    monkeypatch.setattr(writing, "flush", lambda path: None)  # of the small files
+def flush_all_but(*names):
+    return lambda path: None if path.name in names else flush(path)
+
+
+NEGLIGENCES = {
+    "weights": (OutputFile, "sync", lambda file: None),
+    "small files": (writing, "flush", lambda path: None),
+    "names in the output": (partial, "flush", flush_all_but("output")),
+    "the output's name": (partial, "flush", flush_all_but("new")),
+    "the name of its folder": (partial, "flush", flush_all_but("disk")),
+}
+
+
+@pytest.mark.parametrize("negligence", NEGLIGENCES)
+def test_power_that_is_lost_finds_what_was_not_synced(bench, monkeypatch, negligence):
+    monkeypatch.setattr(*NEGLIGENCES[negligence])
     counts = defaultdict(Counter)
-    power(bench, random.Random(0), counts, False)
+    power(bench, random.Random(0), counts, False, share=0.0)
     assert counts["after the end"][WRONG]

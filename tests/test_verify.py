@@ -2,6 +2,7 @@
 
 import json
 import os
+from random import Random
 
 import pytest
 import torch
@@ -31,12 +32,12 @@ def out(tmp_path):
     return ws.merge(zoo, [0.5, 0.5], tmp_path / "out", max_shard_size="1.7MB")[0]
 
 
-def flip(file, position):
+def flip(file, position, bit=0):
     with file.open("r+b") as opened:
         opened.seek(position)
         (byte,) = opened.read(1)
         opened.seek(position)
-        opened.write(bytes([byte ^ 1]))
+        opened.write(bytes([byte ^ 1 << bit]))
 
 
 def checksums(out):
@@ -82,6 +83,32 @@ def test_one_flipped_bit_is_found_and_its_tensor_named(out, name):
         assert found.damages[0].problem == "its bytes have another checksum"
         flip(file, position)
     assert ws.verify(out).ok
+
+
+def test_a_flipped_bit_of_any_file_is_told(out):
+    """Headers, index and config as a whole, and of the weights some."""
+    random, flipped = Random(0), 0
+    for file in sorted(out.iterdir()):
+        size = file.stat().st_size
+        start = data_start(file) if file.suffix == ".safetensors" else size
+        places = [*random.sample(range(start), min(start, 60)), size - 1]
+        places += [random.randrange(start, size) for _ in range(8) if start < size]
+        for position in places:
+            bit = random.randrange(8)
+            flip(file, position, bit)
+            try:
+                told = any(file.name == damage.file for damage in ws.verify(out).damages)
+            except CheckpointError as error:
+                told = str(file) in str(error)
+            assert told, (file.name, position, bit)
+            flip(file, position, bit)
+            flipped += 1
+    assert ws.verify(out).ok
+    assert flipped > 200
+
+
+def data_start(file):
+    return min(record.start for record in read_header(file).tensors.values())
 
 
 def test_files_that_differ_are_named(out):
