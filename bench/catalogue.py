@@ -1,6 +1,7 @@
 """What a catalogue costs and how fast it answers: ``python -m bench.catalogue ZOO WORK``.
 
-Indexing a zoo of ``bench.zoo`` anew, and reading its files, in turns in one process; the sketch
+Indexing a zoo of ``bench.zoo`` anew, and reading its files, in turns in one process; what adding a
+model to it reads, what exact distances read, and how far the sketches' are from them. The sketch
 kernel on rows in memory, and reading those. Then ``--models`` models, whose sketches are drawn as
 those of Gaussian weights would come out: families of a base, 93 models tuned from it, three mixes
 of three and three copies. They are asked through the library and by the command, and every answer
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,15 @@ import wspace
 from bench import limits
 from wkernels import ops
 from wkernels.sketches import ERROR, SIZE
-from wspace.catalogue import Likeness
+from wspace.catalogue import Catalogue, Likeness
 from wspace.catalogue.facts import Facts
 from wspace.catalogue.finding import find_models
 from wspace.catalogue.layouts import Layout
 from wspace.catalogue.store import Store
 
 RESULTS = Path(__file__).parent / "results"
-ROUNDS = 7
+ROUNDS = 5
+ASKED = 25  # of all models, and of mixes
 FAMILY = 100
 MIXES, COPIES = 3, 3
 STEP = 1e-2
@@ -50,12 +53,9 @@ def indexing(zoo: Path, work: Path, rounds: int) -> dict[str, Any]:
             prepare=lambda: shutil.rmtree(store, ignore_errors=True),
         ),
     }  # fmt: skip
-    seconds = limits.interleave(works, rounds, warmups=2)
+    seconds = limits.interleave(works, rounds)
     catalogue = wspace.open_catalogue(zoo, store=store)
-    paths = sorted(catalogue.models)
-    found = catalogue.like(zoo / paths[0]).relatives
-    apart, _ = catalogue.distances(zoo / paths[0], [relative.path for relative in found])
-    errors = [relative.distance / d - 1 for relative, d in zip(found, apart.tolist(), strict=True)]
+    errors = [error for path in catalogue.models for error in _errors(catalogue, zoo / path)]
     assert max(map(abs, errors)) < 5 * ERROR / 2, errors
     return {
         "bytes": size,
@@ -63,8 +63,51 @@ def indexing(zoo: Path, work: Path, rounds: int) -> dict[str, Any]:
         "read_gbps": limits.rate(works["read"], seconds["read"])._asdict(),
         "index_gbps": limits.rate(works["index"], seconds["index"])._asdict(),
         "of_reading": limits.rate_ratio(seconds["index"], size, seconds["read"], size)._asdict(),
+        "adding": _adding(zoo, work, sorted(catalogue.models)),
+        "error_stated": ERROR / 2,
+        "error_found": float(np.sqrt(np.mean(np.square(errors)))),
         "errors_of_distances": errors,
     }
+
+
+def _errors(catalogue: Catalogue, model: Path) -> list[float]:
+    """Of the distances that sketches tell, of the exact ones."""
+    found = catalogue.like(model).relatives
+    exact, _ = catalogue.distances(model, [relative.path for relative in found])
+    return [relative.distance / d - 1 for relative, d in zip(found, exact.tolist(), strict=True)]
+
+
+def _adding(zoo: Path, work: Path, paths: list[str]) -> dict[str, Any]:
+    """A model more, and its exact distance from the nearest: bytes that the process read."""
+    linked = work / "linked"
+    linked.mkdir()
+    for path in paths[:-1]:
+        (linked / path).symlink_to((zoo / path).absolute())
+    wspace.index_zoo(linked)
+    new = linked / paths[-1]
+    new.symlink_to((zoo / paths[-1]).absolute())
+    size = sum(file.stat().st_size for file in new.glob("*.safetensors"))
+    catalogue, added = _reading(lambda: wspace.index_zoo(linked))
+    assert catalogue.changes.added == (paths[-1],)
+    found, asked = _reading(lambda: catalogue.like(new))
+    _, measured = _reading(lambda: catalogue.distances(new, [found.relatives[0].path]))
+    assert added < 1.01 * size, (added, size)
+    assert asked < 0.01 * size, (asked, size)
+    assert measured < 2.01 * size, (measured, size)
+    return {
+        "bytes_of_a_model": size, "read_to_add_it": added, "read_to_ask": asked,
+        "read_for_an_exact_distance": measured,
+    }  # fmt: skip
+
+
+def _reading(work: Callable[[], Any]) -> tuple[Any, int]:
+    """What it returns, and the bytes that calls of the system read for it."""
+    before = _read_bytes()
+    return work(), _read_bytes() - before
+
+
+def _read_bytes() -> int:
+    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def kernels(n: int, rounds: int) -> dict[str, Any]:
@@ -76,7 +119,7 @@ def kernels(n: int, rounds: int) -> dict[str, Any]:
             "read": limits.read(x.nbytes),
             "sketch": limits.Work(lambda x=x: ops.sketch(x), x.nbytes),
         }
-        seconds = limits.interleave(works, rounds, warmups=2)
+        seconds = limits.interleave(works, rounds)
         square = x.double().square().sum().item()
         assert abs(ops.sketch(x).square().sum().item() / square - 1) < 5 * ERROR
         report[str(dtype).removeprefix("torch.")] = {
@@ -165,14 +208,15 @@ def asking(root: Path, truth: dict[str, dict[str, float]], rounds: int) -> dict[
     catalogue = wspace.open_catalogue(root)
     assert catalogue.stale() == []
     copies = {path: next(iter(p)) for path, p in truth.items() if list(p.values()) == [1.0]}
-    wanted = [path for path in truth if path not in copies][:: max(1, len(truth) // 50)]
-    wanted += [path for path, parents in truth.items() if len(parents) == MIXES][:50]
+    wanted = [path for path in truth if path not in copies][:: max(1, len(truth) // ASKED)]
+    wanted += [path for path, parents in truth.items() if len(parents) == MIXES][:ASKED]
     catalogue.like(root / wanted[0])
-    spent, right = [], 0
+    spent, used, right = [], [], 0
     for path in wanted:
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         found = catalogue.like(root / path)
         spent.append(time.perf_counter() - start)
+        used.append(time.process_time() - busy)
         right += _is_right(found, truth[path], copies)
     start = time.perf_counter()
     groups = catalogue.duplicates()
@@ -190,6 +234,7 @@ def asking(root: Path, truth: dict[str, dict[str, float]], rounds: int) -> dict[
         "models": len(catalogue),
         "store_bytes": sum(512 * f.stat().st_blocks for f in (root / ".wspace").iterdir()),
         "like_seconds": limits.spread(spent)._asdict(),
+        "like_processor_seconds": limits.spread(used)._asdict(),  # of all cores
         "asked": len(wanted), "right": right,
         "command_seconds": limits.spread(commands)._asdict(),
         "duplicates_seconds": duplicates_s, "duplicates_found": len(pairs),
@@ -209,9 +254,9 @@ def main(given: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.catalogue")
     parser.add_argument("zoo", type=Path, help="a folder that bench.zoo made")
     parser.add_argument("work", type=Path, help="a new folder, for stores")
-    parser.add_argument("--models", type=int, default=5000)
+    parser.add_argument("--models", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--elements", type=int, default=64 << 20, help="of the row in memory")
+    parser.add_argument("--elements", type=int, default=32 << 20, help="of the row in memory")
     parser.add_argument("--only", choices=("indexing", "kernels", "asking"), action="append")
     parser.add_argument("--out", type=Path, default=RESULTS / limits.machine_name())
     options = parser.parse_args(given)

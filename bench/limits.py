@@ -136,6 +136,7 @@ def machine() -> dict[str, str | int | float]:
     """What a figure depends on: processor, memory, versions, date; and how busy the machine is."""
     about: dict[str, str | int | float] = {
         "cpu": _cpu_model(),
+        "cpu_family": _cpu_family(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "system": f"{platform.system()} {platform.release()}",
@@ -168,6 +169,18 @@ def _cpu_model() -> str:
         if match:
             return match[1].strip()
     return platform.processor() or platform.machine()
+
+
+def _cpu_family() -> str:
+    """What tells processors apart that a host calls by the same name."""
+    info = Path("/proc/cpuinfo")
+    found = dict(
+        re.findall(r"^(\w[\w ]*?)\s*: (.*)$", info.read_text(), re.M) if info.exists() else []
+    )
+    if "cpu family" not in found:
+        return platform.machine()
+    wide = "with" if "avx512f" in found.get("flags", "").split() else "without"
+    return f"{found['cpu family']}, model {found['model']}, {wide} AVX-512"
 
 
 def main() -> None:

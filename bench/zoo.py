@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 LLAMA_SIZES: dict[str, dict[str, Any]] = {
-    # values of LlamaConfig; the untied head is counted: 0.1M and 582.0M parameters
+    # values of LlamaConfig; the untied head is counted: 0.1M, 236.6M and 582.0M parameters
     "tiny": {
         "vocab_size": 259,
         "hidden_size": 64,
@@ -26,6 +26,14 @@ LLAMA_SIZES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
+    },
+    "236m": {
+        "vocab_size": 32000,
+        "hidden_size": 1024,
+        "intermediate_size": 2688,
+        "num_hidden_layers": 15,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
     },
     "582m": {
         "vocab_size": 32000,

@@ -35,6 +35,7 @@ LAYERS = [
     "wkernels.cpu.blocks",
     "wkernels.cpu.weighted_sum",
     "wkernels.cpu.products",
+    "wkernels.cpu.against",
     "wkernels.cpu.statistics",
     "wkernels.cpu.derived",
     "wkernels.cpu.masks",

@@ -1,5 +1,6 @@
 """The CPU path: the kernels of ``wkernels.ops`` on rows of memory, without torch."""
 
+from wkernels.cpu.against import products_along, squared_distances
 from wkernels.cpu.blocks import BLOCK
 from wkernels.cpu.columns import column_products, column_sums
 from wkernels.cpu.consensus import joined
@@ -35,12 +36,14 @@ __all__ = [
     "nth_equal",
     "precision_mean",
     "products",
+    "products_along",
     "pulled",
     "rank_chances",
     "row_moments",
     "sampled_blocks",
     "sieved",
     "sketch",
+    "squared_distances",
     "variances",
     "weighted_sum",
 ]

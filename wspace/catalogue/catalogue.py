@@ -182,7 +182,7 @@ class Catalogue:
     def duplicates(self, *, within: float = WITHIN) -> list[Duplicates]:
         """Groups of models that are as near to the first of them as a near-duplicate is."""
         with Store(self.folder) as store:
-            return duplicates(list(self.models.values()), store.sketch, within=within)
+            return duplicates(list(self.models.values()), store.sketches, within=within)
 
     def distances(
         self, model: str | Path, others: Sequence[str], *, memory: int | str = "1GiB",
@@ -239,7 +239,10 @@ class _Sketches:
     def __init__(self, store: Store, asked: Asked) -> None:
         self._store, self._asked = store, asked
 
-    def __call__(self, entry: Entry, part: str) -> np.ndarray:
-        if self._asked.sketches and entry is self._asked.entry:
-            return self._asked.sketches[PARTS.index(part)]
-        return self._store.sketch(entry, part)
+    def __call__(self, entries: Sequence[Entry], part: str) -> list[np.ndarray]:
+        own = self._asked.sketches
+        if own is None:
+            return self._store.sketches(entries, part)
+        asked = self._asked.entry
+        found = iter(self._store.sketches([e for e in entries if e is not asked], part))
+        return [own[PARTS.index(part)] if e is asked else next(found) for e in entries]

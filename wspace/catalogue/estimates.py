@@ -38,17 +38,20 @@ def _pointers(rows: Rows) -> cpu.Pointers:
     return cpu.Pointers.of([row.ctypes.data for row in rows], ["float32"] * len(rows))
 
 
-def _products(op: str, rows: Rows, columns: Rows | None, base: Rows) -> np.ndarray:
-    out = np.zeros((1, len(rows), len(rows if columns is None else columns)))
-    others = None if columns is None else _pointers(columns)
+def _addresses(rows: Rows) -> np.ndarray:
+    return np.array([row.__array_interface__["data"][0] for row in rows], np.int64)
+
+
+def _products(op: str, rows: Rows, base: Rows) -> np.ndarray:
+    out = np.zeros((1, len(rows), len(rows)))
     segments = np.array([[0, SIZE]])
-    cpu.products(op, _pointers(rows), others, _pointers(base), segments, out, threads=processors())
+    cpu.products(op, _pointers(rows), None, _pointers(base), segments, out, threads=processors())
     return out[0]
 
 
 def distances(rows: Rows, row: np.ndarray) -> np.ndarray:
     """Of each row from one: float64 ``[n]``; standard deviation 0.28 % of each."""
-    return np.sqrt(_products("l2", rows, [row], [])[:, 0])
+    return np.sqrt(cpu.squared_distances(_addresses(rows), row, threads=processors()))
 
 
 def close_pairs(rows: Rows, limits: np.ndarray, kinds: np.ndarray) -> list[list[int]]:
@@ -122,8 +125,7 @@ def origins(rows: Rows, row: np.ndarray, apart: np.ndarray, related: float) -> O
     above = near[sides > 0.5]
     parent = int(above[0]) if len(above) else None
     origin = parent if parent is not None else int(apart.argmin())
-    base, step = [rows[origin]], apart[origin] ** 2
-    lengths = _products("l2", rows, base, [])[:, 0]
+    step, lengths = apart[origin] ** 2, distances(rows, rows[origin]) ** 2
     along = (step + lengths - apart**2) / 2  # <row - origin, other - origin>
     scale = np.sqrt(lengths * step)
     cosines = np.divide(along, scale, out=np.zeros(len(rows)), where=scale > 0)
@@ -147,19 +149,21 @@ def _mix(
     weights: dict[int, float] = {}
     left, tried = step, np.empty(0, np.int64)
     others = np.flatnonzero((lengths > 0) & (np.arange(len(rows)) != origin))
-    while len(others) and left > _TOLD * step and len(tried) < 2 * _SHORTLIST:
+    while len(others) and left > _TOLD * step:
         more = others[(-np.abs(cosines[others])).argsort(kind="stable")][:_SHORTLIST]
         if set(more) <= set(tried):
             break
         tried = np.union1d(tried, more)
         picked = [rows[i] for i in tried]
-        factors, left = _pursue(_products("dot", [row, *picked], None, [rows[origin]]))
+        factors, left = _pursue(_products("dot", [row, *picked], [rows[origin]]))
         weights = {int(tried[k]): w for k, w in factors.items()}
+        if len(tried) >= 2 * _SHORTLIST:
+            break
         mixed = rows[origin].astype(np.float64)
         for k, w in weights.items():
             mixed += w * (rows[k].astype(np.float64) - rows[origin])
-        rest = (row - mixed + rows[origin]).astype(np.float32)
-        along = _products("dot", rows, [rest], [rows[origin]])[:, 0]
+        rest = (row - mixed).astype(np.float32)
+        along = cpu.products_along(_addresses(rows), rows[origin], rest, threads=processors())
         cosines = along / np.sqrt(np.where(lengths > 0, lengths, np.inf))
     return weights, left
 
@@ -167,7 +171,7 @@ def _mix(
 def _sides(rows: Rows, row: np.ndarray, near: np.ndarray) -> np.ndarray:
     if len(near) < 2:
         return np.ones(len(near))
-    squares = _products("l2", [row, *[rows[k] for k in near]], None, [])
+    squares = _products("l2", [row, *[rows[k] for k in near]], [])
     mine, between = squares[0, 1:], squares[1:, 1:]
     ahead = (mine[None, :] - between) / np.maximum(mine, np.finfo(float).tiny)[:, None]
     others = ~np.eye(len(near), dtype=bool)

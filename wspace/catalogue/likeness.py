@@ -35,8 +35,8 @@ ROUNDING = {"F64": 0.0, "F32": 0.0, "F16": 2.0**-12, "BF16": 2.0**-9, "F8_E4M3":
 """How far rounding to a type moves a model, at most about, of its norm: half a unit in the last
 place of every element."""
 
-Sketch = Callable[[Entry, str], np.ndarray]
-"""An entry's sketch of ``all`` tensors or of the ``layers``."""
+Sketches = Callable[[Sequence[Entry], str], list[np.ndarray]]
+"""Entries' sketches of ``all`` tensors or of the ``layers``."""
 
 
 class Relative(NamedTuple):
@@ -95,13 +95,13 @@ def comparable(entry: Entry, others: Sequence[Entry]) -> tuple[str, list[Entry]]
 
 
 def likeness(
-    entry: Entry, others: Sequence[Entry], sketch: Sketch, *, n: int, within: float
+    entry: Entry, others: Sequence[Entry], sketches: Sketches, *, n: int, within: float
 ) -> Likeness:
     """``n`` relatives of a model, and all of the models that it is a mix of."""
     compared, group = comparable(entry, [other for other in others if other.path != entry.path])
     if not group:
         return Likeness(entry.path, compared, 0, np.nan, ())
-    rows, row = [sketch(other, compared) for other in group], sketch(entry, compared)
+    *rows, row = sketches([*group, entry], compared)
     apart, norm = distances(rows, row), entry.norm(compared)
     relations = [""] * len(group)
     for k, other in enumerate(group):
@@ -180,7 +180,7 @@ def _equal(one: Entry, other: Entry) -> tuple[int, int]:
     return int(same.sum()), len(mine)
 
 
-def duplicates(entries: Sequence[Entry], sketch: Sketch, *, within: float) -> list[Duplicates]:
+def duplicates(entries: Sequence[Entry], sketches: Sketches, *, within: float) -> list[Duplicates]:
     """Groups of models that are as near as that to the first of them, by path."""
     families: dict[str, list[Entry]] = {}
     for entry in sorted(entries, key=lambda entry: entry.path):
@@ -188,12 +188,12 @@ def duplicates(entries: Sequence[Entry], sketch: Sketch, *, within: float) -> li
             families.setdefault(entry.layout.family, []).append(entry)
     found = []
     for group in families.values():
-        found += _in_family(group, sketch, within)
+        found += _in_family(group, sketches, within)
     return sorted(found, key=lambda group: group.first)
 
 
-def _in_family(group: list[Entry], sketch: Sketch, within: float) -> list[Duplicates]:
-    rows = [sketch(entry, "all") for entry in group]
+def _in_family(group: list[Entry], sketches: Sketches, within: float) -> list[Duplicates]:
+    rows = sketches(group, "all")
     norms = np.array([entry.norm("all") for entry in group])
     kinds = sorted({entry.dtype for entry in group})
     examples = {entry.dtype: entry for entry in group}

@@ -11,9 +11,11 @@ import datetime
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +23,9 @@ import numpy as np
 from wspace.catalogue.facts import Facts
 from wspace.catalogue.layouts import Layout
 from wspace.catalogue.slots import PARTS, Slots
+from wspace.devices import processors
 from wspace.errors import CheckpointError, OutputError
-from wspace.storage.checksums import checksum
+from wspace.storage.checksums import checksum_apart
 
 FORMAT = "1"
 """Of the tables, and of what a sketch is."""
@@ -79,6 +82,8 @@ class Entry:
 
 
 _NOTHING = Layout((), (), ())
+
+_RUN = 64  # sketches that a thread checks at a time
 
 
 class Store:
@@ -166,13 +171,20 @@ class Store:
         with self._transaction():
             self._database.executemany("DELETE FROM models WHERE path = ?", [(p,) for p in paths])
 
+    def sketches(self, entries: Sequence[Entry], part: str) -> list[np.ndarray]:
+        """:meth:`sketch` of each. Most of the time goes into checking them: in threads."""
+        runs = [entries[k : k + _RUN] for k in range(0, len(entries), _RUN)]
+        with ThreadPoolExecutor(processors()) as pool:
+            found = pool.map(lambda run: [self.sketch(entry, part) for entry in run], runs)
+            return list(chain.from_iterable(found))
+
     def sketch(self, entry: Entry, part: str) -> np.ndarray:
         """Float32 ``[SIZE]``, mapped; ``part``: ``all`` or ``layers``. Raises CheckpointError."""
         checks: dict[str, str] = dict(zip(PARTS, entry.checks.split(" "), strict=True))
         if part == "layers" and not checks["layers"]:
             part = "all"  # there is nothing else
         values = self._slots.read(entry.slot, part)
-        if checksum(values.data) != checks[part]:
+        if checksum_apart(values.data) != checks[part]:
             raise CheckpointError(
                 f"{self.folder}: the sketch of {entry.path} is not what was written: it was "
                 f"indexed again meanwhile, or {self.folder} is damaged; if it happens again, "
