@@ -107,8 +107,7 @@ def in_parts(outputs):
     """A budget for 16384 elements of all models, not the 39300 and 17030 of two tensors."""
     (work,) = works_of([output.plan for output in outputs])
     memory = least_memory(work)
-    if len(outputs) > 1:  # or their thresholds would take turns
-        memory += memory // 4
+    memory += memory // 4  # or thresholds would take turns, and sieves have no room
     assert len(layout_of(work, device_named("cpu"), memory).cut) == 2
     return memory
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from typing import NamedTuple
@@ -70,10 +70,11 @@ class Preparing:
         yield from _served(shared, content, prepare)
 
     def cut(
-        self, tensor: int, rounds: Sequence[Sequence[int]], source: Source
+        self, tensor: int, rounds: Sequence[Sequence[int]], sifted: Collection[int], source: Source
     ) -> tuple[Callable[[Chunk, Sequence[int]], Iterator[tuple[int, list[Ready]]]], int]:
         """Reads a tensor that does not fit for the statistics of all uses in the rounds.
 
+        ``sifted``: uses whose thresholds are found by a sieve.
         Returns :meth:`whole` for its chunks, and how often all of it was read.
         """
         tables_of: dict[Hashable, Tables] = {}
@@ -84,7 +85,7 @@ class Preparing:
                 choice = self._work.uses[use].choices[tensor]
                 key = self._key(use, choice)
                 if key not in tables_of:
-                    tables_of[key] = tables = self._tables(use, choice, (tensor,))
+                    tables_of[key] = tables = self._tables(use, choice, (tensor,), use in sifted)
                     steps = tables.steps(keep_scores=False)
                     statistics.append((steps, partial(self.view, use=use)))
                 tables_of[key].add(choice)
@@ -127,7 +128,9 @@ class Preparing:
         """The same for those that keep the same."""
         return self._work.alike[use], choice.keep, id(self._wholes[use])
 
-    def _tables(self, use: int, choice: Choice, tensors: Sequence[int]) -> Tables:
+    def _tables(
+        self, use: int, choice: Choice, tensors: Sequence[int], sifted: bool = True
+    ) -> Tables:
         work = self._work
         of, whole = work.uses[use], self._wholes[use]
         keys = [[draw_key(work.seed, model, of.names[t]) for model in of.models] for t in tensors]
@@ -135,7 +138,7 @@ class Preparing:
             choice.keep, [work.zoo.tensors[t].shape for t in tensors],
             np.array(keys, np.uint64).reshape(len(tensors), len(of.models)),
             wide=any(work.wide(of, t) for t in tensors), kernels=self._kernels,
-            thresholds=whole and whole.thresholds,
+            thresholds=whole and whole.thresholds, sifted=sifted,
         )  # fmt: skip
 
 

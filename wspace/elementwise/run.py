@@ -59,9 +59,9 @@ class Run:
             reads
             + sum(plan.nbytes for plan in self._layout.whole)
             + sum(
-                times_read(self.work, plans[0].pieces[0].tensor, rounds, self._worker)
+                times_read(self.work, plans[0].pieces[0].tensor, rounds, sifted)
                 * sum(plan.nbytes for plan in plans)
-                for plans, rounds in zip(self._layout.cut, self._layout.rounds, strict=True)
+                for plans, rounds, sifted in self._layout.cut_tensors
             )
         )
 
@@ -135,13 +135,13 @@ class Run:
         preparing = Preparing(self.work, self.kernels, wholes)
         for chunk in self._stream(_without(self._layout.whole, lacking, progress), progress):
             yield chunk, preparing.whole(chunk, lacking(chunk.plan))
-        for plans, rounds in zip(self._layout.cut, self._layout.rounds, strict=True):
+        for plans, rounds, sifted in self._layout.cut_tensors:
             tensor = plans[0].pieces[0].tensor
             uses = {use for plan in plans for use in lacking(plan)}
             left = [[use for use in of_round if use in uses] for of_round in rounds]
             source = self._from_files(plans, progress)
-            content, reads = preparing.cut(tensor, left, source)
-            told = times_read(self.work, tensor, rounds, self._worker) - 1
+            content, reads = preparing.cut(tensor, left, sifted, source)
+            told = times_read(self.work, tensor, rounds, sifted) - 1
             # a use that has all of it, or keeps all, needs no statistics
             progress((told - reads) * sum(plan.nbytes for plan in plans))
             for chunk in self._stream(_without(plans, lacking, progress), progress):

@@ -26,6 +26,14 @@ class Layout:
     cut: list[list[ChunkPlan]]  # a tensor each
     rounds: Sequence[Sequence[Sequence[int]]] = ()
     """For each tensor that is cut, the uses whose statistics are found in the same reads."""
+    sifted: Sequence[frozenset[int]] = ()
+    """And those whose thresholds are found by a sieve, as there is room for what it keeps."""
+
+    @property
+    def cut_tensors(
+        self,
+    ) -> Iterator[tuple[list[ChunkPlan], Sequence[Sequence[int]], frozenset[int]]]:
+        return zip(self.cut, self.rounds, self.sifted, strict=True)
 
     @property
     def plans(self) -> list[ChunkPlan]:

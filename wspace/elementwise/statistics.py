@@ -51,13 +51,15 @@ class Tables:
         wide: bool,
         kernels: Kernels,
         thresholds: np.ndarray | None = None,
+        sifted: bool = True,
     ) -> None:
         """``keys``: uint64 ``[slots, models]``; ``wide``: whether differences are in float64.
 
-        ``thresholds`` (bits, of each model): of whole models, if asked for.
+        ``thresholds`` (bits, of each model): of whole models, if asked for. ``sifted``: whether
+        there is room for what a sieve keeps.
         """
         self.keep, self._shapes, self._kernels = keep, shapes, kernels
-        self._wide = wide
+        self._wide, self._sifted = wide, sifted
         self.sizes = np.array([int(np.prod(shape)) for shape in shapes], np.int64)
         self.mask = no_mask(len(shapes), keys.shape[1])
         self.mask.key[:] = keys
@@ -183,7 +185,7 @@ class Tables:
 
     def largest(self, counts: np.ndarray, *, wide: bool) -> Steps[tuple[np.ndarray, np.ndarray]]:
         """``(bits, before)`` of the ``counts[slot, row]`` largest magnitudes."""
-        steps = None if wide else self._kernels.sifted(counts, self.sizes)
+        steps = self._kernels.sifted(counts, self.sizes) if self._sifted and not wide else None
         if steps is not None:
             sifted = yield from steps
             if sifted is not None:

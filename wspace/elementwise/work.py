@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -28,11 +28,15 @@ from wspace.elementwise.columns import held_bytes
 from wspace.elementwise.scores import unit_of
 from wspace.elementwise.sources import Layout, lay_out, lines_around
 from wspace.storage.headers import BITS
-from wspace.stream import CUT, OUTPUTS, SLOTS, chunk_elements, reading_workspace
+from wspace.stream import CUT, OUTPUTS, SLOTS, chunk_elements, for_buffers, reading_workspace
 from wspace.zoo import Zoo, ZooTensor
 
 MOST = 512
 """Tensors in a chunk: each has counts of its digits."""
+
+KEPT = 16
+"""Of so many elements, a sieve keeps one at the most, where a tensor is cut: one of 25, as far as
+its sample tells."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +135,12 @@ def cost_of(work: Work, worker: Device, budget: int) -> Cost:
     read = [sum([stored.read_bytes for stored in t.stored]) for t in work.zoo.tensors]
     total = sum(read) * (1 + max(map(work.whole_reads, work.uses)))
     kept = 0
-    for plans, rounds in zip(layout.cut, layout.rounds, strict=True):
+    for plans, rounds, sifted in layout.cut_tensors:
         tensor = plans[0].pieces[0].tensor
-        total += read[tensor] * (times_read(work, tensor, rounds, worker) - 1)
-        sampled = _sampled(work, tensor, rounds, worker)
+        total += read[tensor] * (times_read(work, tensor, rounds, sifted) - 1)
+        sampled = _sampled(work, tensor, rounds, sifted)
         total += read[tensor] * sampled // work.zoo.tensors[tensor].numel
-        kept = max(kept, *(_kept_at_once(work, tensor, uses, worker) for uses in rounds))
+        kept = max(kept, *(_kept_at_once(work, tensor, uses, sifted) for uses in rounds))
     return Cost(total, _buffer_bytes(work, worker, layout) + kept)
 
 
@@ -171,17 +175,26 @@ def layout_of(work: Work, worker: Device, budget: int) -> Layout:
         return step
 
     layout = lay_out(zoo, work.rows, fitting, target, unit, most)
-    room -= _buffer_bytes(work, worker, layout)
+    room = for_buffers(room) - _buffer_bytes(work, worker, layout)
     tensors = [plans[0].pieces[0].tensor for plans in layout.cut]
-    return replace(layout, rounds=[_rounds(work, tensor, worker, room) for tensor in tensors])
+    sifted = [_sifted(work, tensor, worker, room) for tensor in tensors]
+    rounds = [_rounds(work, t, own, room) for t, own in zip(tensors, sifted, strict=True)]
+    return replace(layout, rounds=rounds, sifted=sifted)
 
 
-def _rounds(work: Work, tensor: int, worker: Device, room: int) -> list[list[int]]:
+def _sifted(work: Work, tensor: int, worker: Device, room: int) -> frozenset[int]:
+    """Uses of a tensor that is cut whose thresholds a sieve finds, which needs room of its own."""
+    uses = range(len(work.uses) if worker.name == "cpu" else 0)
+    fitting = [use for use in uses if _kept_bytes_of(work, tensor, use) <= room]
+    return frozenset([use for use in fitting if not work.wide(work.uses[use], tensor)])
+
+
+def _rounds(work: Work, tensor: int, sifted: Collection[int], room: int) -> list[list[int]]:
     """Uses of a tensor whose statistics are found in the same reads: as many as fit."""
     rounds: list[list[int]] = [[]]
     filled = 0
     for uses in work.sharing(tensor).values():
-        kept = _kept_bytes_of(work, tensor, uses[0], worker)
+        kept = _kept_bytes_of(work, tensor, uses[0]) if uses[0] in sifted else 0
         if rounds[-1] and filled + kept > room:
             rounds.append([])
             filled = 0
@@ -190,25 +203,23 @@ def _rounds(work: Work, tensor: int, worker: Device, room: int) -> list[list[int
     return rounds
 
 
-def _kept_bytes_of(work: Work, tensor: int, use: int, worker: Device) -> int:
-    """Of a tensor, while the thresholds of one use are found."""
+def _kept_bytes_of(work: Work, tensor: int, use: int) -> int:
+    """By a sieve that finds the thresholds of one use, of all of a tensor that is cut."""
     choice, of = work.uses[use].choices[tensor], work.zoo.tensors[tensor]
-    if worker.name != "cpu" or isinstance(choice.join, ColumnSums):
-        return 0
     n_rows = 0
+    if isinstance(choice.join, ColumnSums):
+        return 0
     if isinstance(choice.keep, Largest):
         n_rows = (len(work.uses[use].which) - 1) * (2 if choice.keep.outliers else 1)
     elif isinstance(choice.keep, Varied):
         n_rows = 1
-    return _kept_bytes(n_rows) * of.numel
+    return 4 * n_rows * of.numel // KEPT
 
 
-def _kept_at_once(work: Work, tensor: int, uses: Sequence[int], worker: Device) -> int:
-    """For several thresholds at a time; for one, they are those of a chunk's elements."""
-    found = [of for of in work.sharing(tensor).values() if of[0] in uses]
-    if len(found) == 1:
-        return 0
-    return sum(_kept_bytes_of(work, tensor, of[0], worker) for of in found)
+def _kept_at_once(work: Work, tensor: int, uses: Collection[int], sifted: Collection[int]) -> int:
+    """What sieves keep that work in the same reads."""
+    found = [of[0] for of in work.sharing(tensor).values() if of[0] in uses and of[0] in sifted]
+    return sum([_kept_bytes_of(work, tensor, use) for use in found])
 
 
 def _buffer_bytes(work: Work, worker: Device, layout: Layout) -> int:
@@ -263,37 +274,37 @@ def _thread_bytes(choice: Choice, shape: tuple[int, ...], n_models: int) -> int:
     return 4 * CUT * n_rows
 
 
-def times_read(work: Work, tensor: int, rounds: Sequence[Sequence[int]], worker: Device) -> int:
+def times_read(
+    work: Work, tensor: int, rounds: Sequence[Sequence[int]], sifted: Collection[int]
+) -> int:
     """How often one is read that does not fit into a chunk, the writing one included."""
 
-    def before(use: Use) -> int:
-        sifted = worker.name == "cpu" and not work.wide(use, tensor)
-        choice = use.choices[tensor]
+    def before(use: int) -> int:
+        choice = work.uses[use].choices[tensor]
         if of_whole_model(choice):
             choice = replace(choice, keep=Everything())
-        return passes_of(choice, sifted=sifted) - 1
+        return passes_of(choice, sifted=use in sifted) - 1
 
-    return 1 + sum(max(before(work.uses[k]) for k in uses) for uses in rounds)
+    return 1 + sum(max(map(before, uses)) for uses in rounds)
 
 
-def _sampled(work: Work, tensor: int, rounds: Sequence[Sequence[int]], worker: Device) -> int:
+def _sampled(
+    work: Work, tensor: int, rounds: Sequence[Sequence[int]], sifted: Collection[int]
+) -> int:
     """Elements that are read besides, in blocks from which limits of thresholds are estimated."""
     n, shape = work.zoo.tensors[tensor].numel, work.zoo.tensors[tensor].shape
     unit = unit_of(work.uses[0].choices[tensor], shape) or CUT
     count = 0
     for uses in rounds:
-        sifted = [k for k in uses if _sifts(work, tensor, k, worker)]
-        for _ in {type(work.uses[k].choices[tensor].keep) for k in sifted}:
+        keeps = [work.uses[k].choices[tensor].keep for k in uses if k in sifted]
+        for _ in {type(keep) for keep in keeps if _divides(keep)}:
             starts = cpu.sampled_blocks(n, cpu.ELEMENTS)
             lines = [lines_around(start, unit, n) for start in starts]
             count += sum(stop - start for start, stop in lines)
     return count
 
 
-def _sifts(work: Work, tensor: int, use: int, worker: Device) -> bool:
-    keep, of = work.uses[use].choices[tensor].keep, work.uses[use]
-    if worker.name != "cpu" or work.wide(of, tensor):
-        return False
+def _divides(keep: Keep) -> bool:
     if isinstance(keep, Varied):
         return keep.share < 1
     return isinstance(keep, Largest) and not keep.whole and min(keep.densities) < 1
