@@ -5,7 +5,16 @@ import shutil
 
 import pytest
 
-from bench.budget_cases import MIB, commands, make_zoo, warming, within, write_sparse
+from bench.budget_cases import (
+    MIB,
+    commands,
+    make_zoo,
+    shapes,
+    sparse_zoo,
+    warming,
+    within,
+    write_sparse,
+)
 from bench.limited import Limited
 
 SIZES = {2: 48, 4: 48, 16: 24, 64: 12}
@@ -51,6 +60,26 @@ def test_any_number_of_models(root, limited, tmp_path, name, n):
     budget = 32 * MIB
     command = dict(commands(root / f"{n}", n, tmp_path))[name]
     assert_held(limited.run(within(command, budget), tmp_path, budget), budget)
+
+
+def test_thresholds_of_values_that_are_all_different(root, limited, tmp_path):
+    """A sieve would keep many of them."""
+    write_sparse(tmp_path / "base", shapes(SIZES[16]))  # in differences from another they are few
+    for k in range(16):
+        (tmp_path / f"run-{k}").symlink_to(root / "16" / f"run-{k}")
+    budget = 32 * MIB
+    command = dict(commands(tmp_path, 16, tmp_path))["breadcrumbs"]
+    assert_held(limited.run(within(command, budget), tmp_path, budget), budget)
+
+
+@pytest.mark.parametrize("name", ["distances", "linear"])
+def test_what_is_known_about_many_tensors_counts(limited, tmp_path, name):
+    names = [f"model.layers.{k // 100}.experts.{k % 100}.weight" for k in range(10_000)]
+    zoo = sparse_zoo(tmp_path / "zoo", 2, dict.fromkeys(names, (8, 8)))
+    command = dict(commands(zoo, 2, tmp_path))[name]
+    refused = limited.run(within(command, 4 * MIB), tmp_path, 64 * MIB)
+    least = int(re.search(r"needs (\d+) bytes$", refused.err)[1])
+    assert_held(limited.run(within(command, least), tmp_path, least), least)
 
 
 def test_an_embedding_of_8_gib(limited, tmp_path):

@@ -2,25 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from wspace.errors import BudgetError
+from wspace.storage.checkpoints import Checkpoint
+from wspace.storage.checksums import BLOCK
 
 T = TypeVar("T")
 
+# bytes of Python's objects at their peak, as measured with names of 40 to 140 letters
+PARSED = 900
+"""Of a tensor in a header, while that is parsed."""
+KNOWN = 500
+"""Of a tensor in a header, afterwards."""
+PLANNED = 1100
+"""Of a tensor of an output."""
+NOTED = 400
+"""Of a block of an output, for its checksum."""
+FEW = 256 << 10
+"""Bytes of these that are counted elsewhere (``wspace.stream.BESIDES``): two hundred tensors'."""
 
-def enough(plan: Callable[[int], T], budget: int, what: str) -> T:
-    """``plan(budget)``, which raises BudgetError, saying what does not fit, if it is too little.
+
+def recorded(checkpoints: Iterable[Checkpoint], written: Sequence[int] = ()) -> int:
+    """Bytes of what is known about tensors: those of checkpoints, and those of outputs.
+
+    ``written``: bytes of each tensor of the outputs. What checkpoints share counts once.
+    """
+    headers = [len(tensors) for tensors in {id(c.tensors): c.tensors for c in checkpoints}.values()]
+    known = PARSED * max(headers, default=0) + KNOWN * sum(headers)
+    blocks = sum([-(-nbytes // BLOCK) for nbytes in written])
+    return max(0, known + PLANNED * len(written) + NOTED * blocks - FEW)
+
+
+def enough(plan: Callable[[int], T], budget: int, what: str, taken: int = 0) -> T:
+    """``plan(budget - taken)``, which raises BudgetError, saying what does not fit, if it is too
+    little.
 
     Then the error names the work, which ``what`` is, and the least budget that is enough.
     """
+
+    def beside(budget: int) -> T:
+        if budget <= taken:
+            raise BudgetError("what is known about its tensors alone")
+        return plan(budget - taken)
+
     try:
-        return plan(budget)
+        return beside(budget)
     except BudgetError as error:
         raise BudgetError(
             f"{what}: a memory budget of {budget} bytes is too small; {error} needs "
-            f"{least(plan, budget)} bytes"
+            f"{least(beside, budget)} bytes"
         ) from None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from wspace.budgets import enough
+from wspace.budgets import enough, recorded
 from wspace.devices import device_named
 from wspace.dividing import Columns, own_columns, within
 from wspace.errors import MisalignedZooError, OutputError, WspaceError
@@ -140,7 +140,10 @@ def merge(
         check_output(path, zoo.checkpoints)
     if team.share.index == 0:
         check_space(outs, nbytes * len(outs))
-    plans = enough(lambda budget: plan_mixes(zoo, chosen, worker, budget, dtype), budget, "merge")
+    plans = enough(
+        lambda budget: plan_mixes(zoo, chosen, worker, budget, dtype), budget, "merge",
+        recorded(zoo.checkpoints, [tensor.nbytes for tensor in tensors] * len(outs)),
+    )  # fmt: skip
     columns = own_columns(zoo, chosen.rows, team.share)
     own = None if team.share.n == 1 else _bytes_of(columns, zoo, tensors, team.share)
     outputs = [

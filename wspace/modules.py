@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from wkernels import arguments, ops
-from wspace.budgets import enough
+from wspace.budgets import enough, recorded
 from wspace.devices import Cpu, Ready, device_named
 from wspace.errors import MisalignedZooError
 from wspace.grams import EXACT, Gram
@@ -51,8 +51,9 @@ def mix_into(
     dtype = kinds.pop() if len(kinds) == 1 else "float32"
     worker = device_named(choose(device, mixes_job(zoo, len(chosen.rows), 1)).name)
     plans = enough(
-        lambda budget: plan_mixes(zoo, chosen, worker, budget, dtype), parse_bytes(memory), "merge"
-    )
+        lambda budget: plan_mixes(zoo, chosen, worker, budget, dtype), parse_bytes(memory), "merge",
+        recorded(zoo.checkpoints),
+    )  # fmt: skip
     run_mixes(zoo, chosen, plans, worker, dtype, _Loader(zoo, targets), progress, allow_non_finite)
     return untouched
 

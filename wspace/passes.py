@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wkernels.moments import NON_FINITE, N
-from wspace.budgets import enough
+from wspace.budgets import enough, recorded
 from wspace.devices import Device
 from wspace.dividing import SPAN, own_columns, within
 from wspace.errors import BudgetError, NonFiniteError
@@ -82,7 +82,7 @@ def sum_over_tensors(
 
         return list(plan_chunks(zoo, rows, size, max_pieces, span))
 
-    plans = enough(plan, budget, what)
+    plans = enough(plan, budget, what, recorded(zoo.checkpoints))
     own = own_columns(zoo, rows, team.share, whole=keep)
     plans = within(plans, own)
     kept = np.zeros((len(zoo.tensors), *shape)) if keep else None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from wspace.budgets import enough
+from wspace.budgets import enough, recorded
 from wspace.devices import device_named
 from wspace.recipes.chosen import cost_of_chosen
 from wspace.recipes.mixed import needs_of
 from wspace.recipes.parts import parts_of
 from wspace.recipes.plan import Plan
 from wspace.sizes import parse_bytes
+from wspace.storage.headers import BITS
 
 
 class Cost(NamedTuple):
@@ -38,6 +40,15 @@ def cost(*plans: Plan, device: str = "auto", memory: int | str = "1GiB") -> Cost
         held = max([need.held_bytes for need in needs], default=0)
         return Cost(read, 0, max(held, chosen.held_bytes))
 
-    found = enough(within, parse_bytes(memory), "merge")
-    read, written = sum(copied.values()), sum(plan.nbytes for plan in plans)
-    return found._replace(read_bytes=read + found.read_bytes, write_bytes=written)
+    taken = recorded_of(plans)
+    found = enough(within, parse_bytes(memory), "merge", taken)
+    return Cost(
+        sum(copied.values()) + found.read_bytes, sum(plan.nbytes for plan in plans),
+        taken + found.memory_bytes,
+    )  # fmt: skip
+
+
+def recorded_of(plans: Sequence[Plan]) -> int:
+    """Bytes of what is known about the tensors that plans read and write."""
+    written = [t.numel * BITS[t.dtype] // 8 for plan in plans for t in plan.tensors]
+    return recorded([checkpoint for plan in plans for checkpoint in plan.checkpoints], written)

@@ -16,6 +16,7 @@ from wspace.devices import device_named
 from wspace.merging import copy_equal
 from wspace.recipes.card import RECIPE, model_card
 from wspace.recipes.chosen import ChosenTensors
+from wspace.recipes.costs import recorded_of
 from wspace.recipes.devices import device_for
 from wspace.recipes.mixed import MixedTensors
 from wspace.recipes.parts import copies_of
@@ -91,7 +92,7 @@ def merge_recipes(
             ChosenTensors(shares, worker, budget, seed=seed, allow_non_finite=allow_non_finite),
         )
 
-    mixed, chosen = enough(passes, budget, "merge")
+    mixed, chosen = enough(passes, budget, "merge", recorded_of(plans))
     progresses = _shared(progress, [mixed.nbytes, chosen.nbytes])
     records = [record_of(plan, seed) for plan in plans]
     with checkpoint_writers(outputs, restart=restart, note=note, team=team) as writers:
