@@ -134,11 +134,14 @@ def warming(folder: Path) -> list[list[object]]:
     zoo = make_zoo(folder / "zoo", 2, 1)
     found = dict(commands(zoo, 2, folder))
     warm = [within(command, 1 << 30) for command in found.values()]
-    more = make_zoo(folder / "more", 6, 1)  # which have other kernels
-    warm.append(within(dict(commands(more, 6, folder))["distances"], 1 << 30))
-    # and tensors that are cut
-    parts = ["parts" if word == "arcee_fusion" else word for word in found["arcee_fusion"]]
-    return [*warm, within(parts, 3 * MIB), ["verify", "merge"]]
+    warm.append(["verify", "merge"])
+    # more models have other kernels, and so have tensors that are cut
+    more = make_zoo(folder / "more" / "zoo", 6, 8)
+    for name, command in commands(more, 6, folder / "more"):
+        outputs = (name, f"{name}-2")
+        parts = [f"parts/{word}" if word in outputs else word for word in command[1:]]
+        warm.append(within([command[0], *parts], 6 * MIB))
+    return warm
 
 
 def within(command: Sequence[object], budget: int) -> list[object]:

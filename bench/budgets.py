@@ -22,7 +22,7 @@ from bench.limited import MARGIN, Limited, Outcome
 
 RESULTS = Path(__file__).parent / "results"
 
-SIZES = {2: 256, 16: 128, 64: 48}
+SIZES = {2: 128, 16: 64, 64: 32}
 """MiB of a model, by how many there are; half of them in one tensor."""
 
 HUGE = {"model.embed_tokens.weight": (1 << 20, 4096), "model.norm.weight": (4096,)}
