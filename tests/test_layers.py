@@ -70,6 +70,7 @@ LAYERS = [
     "wspace.storage.asking",
     "wspace.storage.folders",
     "wspace.storage.remote",
+    "wspace.storage.naming",
     "wspace.storage.opening",
     "wspace.storage.stamps",
     "wspace.storage.entries",

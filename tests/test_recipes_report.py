@@ -6,9 +6,12 @@ import pytest
 import torch
 import yaml
 
+import wspace as ws
 from tests.recipes import merged
 from tests.zoos import save, state, zoo_on_disk
 from wspace.cli.main import main
+from wspace.derived import models
+from wspace.storage.naming import public_name
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -99,7 +102,6 @@ def test_the_card_and_the_recipe(tmp_path):
     card = (tmp_path / "a name" / "README.md").read_text()
     _, header, text = card.split("---\n", 2)
     assert yaml.safe_load(header) == {
-        "base_model": ["run-0", "run-1", "base"],
         "library_name": "transformers",
         "tags": ["mergekit", "merge", "wspace"],
     }
@@ -108,6 +110,72 @@ def test_the_card_and_the_recipe(tmp_path):
     assert "- base (the base)\n" in text
     assert f"```yaml\n{BASED}```\n" in text
     assert "| run-0 | " in text and "cosine (from base)" in text
+
+
+def in_the_hubs_cache(root, identifier, revision, **options):
+    """A model as the Hub's client keeps it."""
+    folder = root / f"models--{identifier.replace('/', '--')}" / "snapshots" / revision
+    save(folder, state(**options))
+    return folder
+
+
+def published(out):
+    """What the card's header and the record say, and both as texts."""
+    card, record = ((out / name).read_text() for name in ("README.md", "wspace.json"))
+    header = yaml.safe_load(card.split("---\n", 2)[1])
+    return header, json.loads(record), card, record
+
+
+def test_models_of_the_hub_are_named_by_id_and_revision(tmp_path, monkeypatch):
+    """And the card tells no folder of the machine."""
+    home = tmp_path / "home"
+    one = in_the_hubs_cache(home, "org/one", "0123abcd", seed=1)
+    two = in_the_hubs_cache(home, "org/two", "4567cdef", seed=2)
+    monkeypatch.setattr(models, "_fetch", lambda name: {"org/two@main": two}[name])
+    for name in ("run", "run-2"):
+        save(home / name, state(3))
+    sources = [one, "org/two@main", home / "run", home / "run-2"]
+    listed = "".join(f"- {{model: {source}, parameters: {{weight: 1}}}}\n" for source in sources)
+    text = f"merge_method: linear\nmodels:\n{listed}"
+    merged(text, tmp_path / "out", report=lambda place, report: None)
+    header, record, card, text = published(tmp_path / "out")
+    assert header["base_model"] == ["org/one", "org/two"]
+    named = ["org/one@0123abcd", "org/two@4567cdef"]
+    assert record["made"]["models"] == [*named, f"{home}/run", f"{home}/run-2"]
+    assert {f"hf://{name}/model.safetensors" for name in named} <= record["inputs"].keys()
+    assert "models--" not in json.dumps(record["inputs"])
+    assert str(home) not in card
+    assert [f"- {name}\n" in card for name in (*named, "run", "run-2")] == [True] * 4
+    assert "{model: run-2, " in card and "{model: org/one@0123abcd, " in card
+    zoo = ws.open_zoo([one, two], base=two)
+    (out,) = ws.merge(zoo, [0.5, 0.5], tmp_path / "linear")
+    made = json.loads((out / "wspace.json").read_text())["made"]
+    assert (made["models"], made["base"]) == (named, named[1])
+    assert str(home) not in (out / "wspace.json").read_text()
+    assert ws.verify(out).ok
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("/c/models--a--b/snapshots/12", "a/b@12"),
+        ("models--gpt/snapshots/12/", "gpt@12"),
+        ("/c/models--a--b/snapshots/12/x/y.safetensors", "hf://a/b@12/x/y.safetensors"),
+        ("/c/models--a--b/snapshots/12+/c/models--d--e/snapshots/34", "a/b@12+d/e@34"),
+        ("/c/models--a--b/snapshots/12+/x/lora", "a/b@12+/x/lora"),
+        ("hf://a/b@12", "hf://a/b@12"),
+        ("hf://a/b", "hf://a/b"),
+        ("hf://datasets/a/b", "hf://datasets/a/b"),
+        ("s3://a/b@12", "s3://a/b@12"),
+        ("/c/models--a--b/other/12", "/c/models--a--b/other/12"),
+        ("/x/base+/c/models--d--e/snapshots/34", "/x/base+d/e@34"),
+        ("/me+you/models--d--e/snapshots/34", "/me+you/models--d--e/snapshots/34"),
+        ("/home/me+you/run", "/home/me+you/run"),
+        ("runs/0", "runs/0"),
+    ],
+)
+def test_public_names(place, name):
+    assert public_name(place) == name
 
 
 def test_commands(tmp_path, capsys):

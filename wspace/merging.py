@@ -20,6 +20,7 @@ from wspace.sizes import parse_bytes
 from wspace.storage.checksums import checksum
 from wspace.storage.fingerprints import fingerprint
 from wspace.storage.headers import BITS
+from wspace.storage.naming import public_name
 from wspace.storage.opening import real_path
 from wspace.storage.outputs import OutputTensor, check_output, check_space
 from wspace.storage.partial import is_published
@@ -221,8 +222,8 @@ def _record(zoo: Zoo, row: np.ndarray, dtype: str | None) -> dict[str, Any]:
     made = {
         "version": VERSION,
         "method": "linear",
-        "models": [str(member) for member in zoo.members],
-        "base": str(zoo.base) if zoo.base else None,
+        "models": [public_name(str(member)) for member in zoo.members],
+        "base": public_name(str(zoo.base)) if zoo.base else None,
         "weights": row.tolist(),
         "dtype": dtype,
     }

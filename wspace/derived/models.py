@@ -57,9 +57,12 @@ def locate(name: str | Location) -> Location:
     if is_remote(name):
         return location(name)
     assert not isinstance(name, RemotePath)
-    if Path(name).exists() or not _HUB_ID.fullmatch(str(name)):
-        return Path(name)
-    return _fetch(str(name))
+    return _fetch(str(name)) if is_hub_id(str(name)) else Path(name)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether it is ``owner/name[@revision]``, and no path of a file or folder."""
+    return _HUB_ID.fullmatch(name) is not None and not Path(name).exists()
 
 
 def _fetch(identifier: str) -> Path:

@@ -25,6 +25,7 @@ from wspace.storage.files import WRITE, OutputFile
 from wspace.storage.fingerprints import Fingerprint, digest_of, stamps_of
 from wspace.storage.headers import render_header
 from wspace.storage.journal import Block
+from wspace.storage.naming import public_name
 from wspace.storage.outputs import OutputTensor, plan_shards
 from wspace.storage.partial import Partial, flush
 from wspace.storage.remote import locations
@@ -224,7 +225,8 @@ class CheckpointWriter:
 
         ``dtype``: what the config shall call the weights' type, if it is not the donor's.
         ``files``: names and texts of more files, in place of the donor's. ``wspace.json`` is the
-        record, the stamps of the inputs and the checksums (see ``wspace.storage.verifying``).
+        record, the stamps of the inputs, by their public names, and the checksums (see
+        ``wspace.storage.verifying``).
         Raises CheckpointError if an input is not as it was when it was opened.
         """
         stamps = stamps_of(self._job)
@@ -277,7 +279,7 @@ class CheckpointWriter:
         of_files |= {file.name: checksum(file.read_bytes()) for file in others}
         made = {
             **record,
-            "inputs": self._job["inputs"],
+            "inputs": {public_name(k): stamp for k, stamp in self._job["inputs"].items()},
             "fingerprint": digest_of(self._job),
             "checksums": {
                 "algorithm": ALGORITHM, "block": BLOCK, "tensors": tensors, "files": of_files,
