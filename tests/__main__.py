@@ -7,7 +7,8 @@ CHECKS = (
     ("ruff", "check", "."),
     ("ruff", "format", "--check", "."),
     ("pyright", "--pythonpath", sys.executable),
-    ("pytest", "-q"),
+    # a file's tests share what they make, so they stay together; benchmarks are timed elsewhere
+    ("pytest", "-q", "-n=logical", "--maxprocesses=8", "--dist=loadfile", "--benchmark-disable"),
 )
 
 for check in CHECKS:

@@ -191,7 +191,7 @@ def test_a_pattern_on_a_checkpoint_without_tensors_is_refused(tmp_path):
         ({"exclude": ["layer.?.*", "steps"]}, {"embed"}, "excluded by layer.?.* steps"),
         ({"exclude": "layer.[0]*"}, {"embed", "layer.1.weight", "steps"}, "excluded by layer.[0]*"),
     ],
-    ids=str,
+    ids=["pattern", "two patterns", "excluded", "two excluded", "class of letters"],
 )
 def test_filters_say_what_they_leave_out(pair, options, kept, reason):
     zoo = pair(STATE, **options)

@@ -62,8 +62,9 @@ def merge_recipes(
     are made of is read once for all of them. A tensor whose factors come from inner products, which
     are in float64, is read once if ``memory`` holds it, and else once more to be written. Methods
     that choose elements read a tensor once if ``memory`` holds it, and else once more for each of
-    their statistics; where several outputs keep the same elements, those are found once. ``seed``
-    is that of the methods that draw. ``report`` is called with each output's path and measurements,
+    their statistics; where several outputs keep the same elements, those are found once. On several
+    GPUs each has whole tensors of theirs, and a part of ``memory``. ``seed`` is that of the methods
+    that draw. ``report`` is called with each output's path and measurements,
     which take one more read of it and of its inputs, and are kept
     beside it in ``report.json``. A ``team`` of processes divides the tensors.
     """

@@ -2,6 +2,8 @@
 
 ``tables`` holds the numbers by family of chips, operation, width of an element and number of models
 or rows; ``python -m bench.tune`` prints them. ``derive.py`` says what the defaults follow from.
+Sorting and columns have constants in their modules: a tile of keys is what registers hold on every
+chip, and what a program has of a column follows from bands that are part of the result's meaning.
 """
 
 from __future__ import annotations
