@@ -3,12 +3,14 @@
 import subprocess
 import sys
 
+# a file's tests share what they make, so they stay together, and in order: the last are short
+SIDE_BY_SIDE = "-n=logical --maxprocesses=8 --dist=loadfile --no-loadscope-reorder"
+
 CHECKS = (
     ("ruff", "check", "."),
     ("ruff", "format", "--check", "."),
     ("pyright", "--pythonpath", sys.executable),
-    # a file's tests share what they make, so they stay together; benchmarks are timed elsewhere
-    ("pytest", "-q", "-n=logical", "--maxprocesses=8", "--dist=loadfile", "--benchmark-disable"),
+    ("pytest", "-q", "--benchmark-disable", *SIDE_BY_SIDE.split()),
 )
 
 for check in CHECKS:

@@ -4,12 +4,18 @@ import os
 import signal
 
 os.environ["TRITON_INTERPRET"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads would wait for those of others
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import hypothesis
 import pytest
 
 from tests.paths import Cpu, Gpu
 from wkernels import arguments
+
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # tests that were started in the background ignore SIGINT, and so would the programs that they start
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -90,6 +90,6 @@ class HostAccelerator:
         stream.put(event.happened.wait)
 
     def synchronize(self, event):
-        assert event.happened.wait(60), "a stream hangs"
+        assert event.happened.wait(600), "a stream hangs"
         if event.stream.error is not None:
             raise event.stream.error

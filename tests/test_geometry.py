@@ -152,7 +152,7 @@ def test_cosines_stay_within_one_and_do_not_underflow():
 
 
 @given(integer_rows(), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_permuting_the_zoo_permutes_and_shifting_it_changes_no_distance(x, data):
     order = data.draw(st.permutations(range(len(x))))
     shift = torch.tensor(data.draw(st.lists(st.integers(-99, 99), min_size=x.shape[1])))
@@ -262,7 +262,7 @@ def test_kmeans_is_as_good_as_scikit_learn_where_there_are_no_groups():
 
 
 @given(integer_rows(max_models=6), st.integers(0, 3), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_kmeans_finds_the_best_partition_of_a_small_zoo(x, seed, data):
     n = len(x)
     k = data.draw(st.integers(1, n))
@@ -468,7 +468,7 @@ def test_an_unknown_affinity_is_refused():
 
 
 @given(integer_rows(), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_medoid_has_the_least_sum_of_distances(x, data):
     sums = (x[:, None] - x).norm(dim=2).sum(dim=1)
     found = geometry.medoid(x @ x.T)
@@ -498,7 +498,7 @@ def assert_geometric_median(x: torch.Tensor, weights: torch.Tensor, *, tolerance
 
 
 @given(integer_rows())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_at_the_geometric_median_the_pulls_balance(x):
     assert_geometric_median(x, geometry.geometric_median(x @ x.T), tolerance=1e-6)
 

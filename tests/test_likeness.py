@@ -232,7 +232,7 @@ def test_a_real_encoder_and_llamas(tmp_path):
     assert apart[1] == ws.distances(gram)[0, 1]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), n=st.integers(2, 16), scale=st.sampled_from([1.0, 1e3]))
 def test_close_pairs_misses_none(seed, n, scale):
     """Groups of rows near each other, in two types with limits of their own."""

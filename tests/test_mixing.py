@@ -164,7 +164,7 @@ def test_leaving_a_group_out_averages_the_other_models_or_the_other_groups():
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=12), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_groups_in_any_order_of_the_zoo(labels, data):
     order = data.draw(st.permutations(range(len(labels))))
     permuted = [labels[i] for i in order]
@@ -253,7 +253,7 @@ def test_slerp_does_not_see_lengths():
 
 
 @given(st.floats(0.01, 3.1), st.floats(-3, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_slerp_backwards_is_slerp_of_the_pair_turned_round(angle, t):
     gram = torch.tensor([[1, math.cos(angle)], [math.cos(angle), 1]], dtype=torch.float64)
     forwards, backwards = mixing.slerp(gram, t), mixing.slerp(gram, 1 - t, pair=(1, 0))

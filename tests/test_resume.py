@@ -564,7 +564,7 @@ def test_a_journal_may_lie_about_what_blocks_there_are(tmp_path):
     assert not any(blocks.exists(Block(*place, "")) for place in lies)
 
 
-patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+patient = settings(suppress_health_check=[HealthCheck.too_slow])
 
 
 @patient

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import wspace as ws
@@ -368,7 +368,6 @@ SIZES = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(SIZES, st.integers(1, 9), st.booleans())
 def test_ranges_cover_every_column_once(sizes, n, whole):
     ranges = divided(zoo_of(sizes), [0], n, whole=whole)
