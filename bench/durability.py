@@ -42,7 +42,7 @@ def without(*, checksums: bool):
     writing.COMMIT_SECONDS = float("inf")
     Commits.add = lambda self, blocks: None
     if not checksums:
-        Blocks.sum = lambda self, shard, start, view: None
+        Blocks.sum = lambda self, shard, start, data: None
         Blocks.written = lambda self, shard, start, stop: []
         Blocks.checksums = lambda self: ({}, [])
     try:
