@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,15 @@ def main_kernels(rows):
 
 def test_every_case_is_kept(main_kernels):
     assert set(main_kernels) == {(case, target) for case in CASES for target in TARGETS}
+
+
+def test_a_case_has_as_many_kernels_on_every_target():
+    """And by every compiler: which are launched does not depend on what memory holds."""
+    counts = Counter(
+        (version, row["target"], row["case"]) for version in VERSIONS for row in kept(version)
+    )
+    for (_, _, case), count in counts.items():
+        assert count == counts[VERSIONS[0], "sm_80", case], case
 
 
 def test_what_is_kept_is_what_the_compiler_makes(tmp_path):
