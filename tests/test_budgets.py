@@ -6,9 +6,11 @@ import shutil
 import pytest
 
 from bench.budget_cases import (
+    METHODS,
     MIB,
     commands,
     make_zoo,
+    recipe,
     shapes,
     sparse_zoo,
     warming,
@@ -16,6 +18,9 @@ from bench.budget_cases import (
     write_sparse,
 )
 from bench.limited import Limited
+from tests.recipes import plan
+from wspace.budgets import least
+from wspace.recipes.costs import cost
 
 SIZES = {2: 48, 4: 48, 16: 24, 64: 12}
 """MiB of a model, by how many there are; half of them in one tensor."""
@@ -38,6 +43,16 @@ def limited(tmp_path_factory):
     folder = tmp_path_factory.mktemp("warm")
     with Limited(folder, warming(folder)) as limited:
         yield limited
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_plan_holds_is_within_its_budget(tmp_path, method):
+    zoo = sparse_zoo(tmp_path / "zoo", 3, shapes(32))
+    found = plan(recipe(method, zoo, 3))[0]
+    budget = least(lambda memory: cost(found, memory=memory), MIB)
+    while budget < 512 * MIB:
+        assert cost(found, memory=budget).memory_bytes <= budget
+        budget += budget // 16
 
 
 def assert_held(result, budget, least=4 * MIB):

@@ -74,7 +74,8 @@ def lay_out(
             parts = [(start, min(start + step, n)) for start in range(0, n, step)]
             cut.append([ChunkPlan((Piece(index, a, b, 0),), dtypes, b - a) for a, b in parts])
             continue
-        if pieces and (filled + n > max(target(dtypes), CUT) or len(pieces) == most):
+        full = filled + n > min(limit, max(target(dtypes), CUT))
+        if pieces and (full or len(pieces) == most):
             close()
         if n:
             pieces.append(Piece(index, 0, n, filled))
