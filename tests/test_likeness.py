@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -354,8 +355,13 @@ def test_a_model_that_is_not_there(zoo):
 
 def test_a_budget_too_small_for_a_model_is_refused(tmp_path):
     save(tmp_path / "a", state(0))
-    with pytest.raises(ws.BudgetError, match="memory budget"):
-        ws.index_zoo(tmp_path, memory="2MB")
+    for memory in ("2MB", "1"):
+        with pytest.raises(ws.BudgetError, match="memory budget") as told:
+            ws.index_zoo(tmp_path, memory=memory)
+        least = int(re.findall(r"needs (\d+) bytes", str(told.value))[0])
+        with pytest.raises(ws.BudgetError):
+            ws.index_zoo(tmp_path, memory=least - 1)
+    assert ws.index_zoo(tmp_path, memory=least).changes.added == ("a",)
 
 
 def test_the_option_says_the_library_s_default():

@@ -61,9 +61,11 @@ def least(plan: Callable[[int], object], lacking: int) -> int:
 
     By planning anew, as plans divide a budget in more ways than one.
     """
-    more = 2 * lacking
+    lacking = max(lacking, 0)
+    more = max(1, 2 * lacking)
     while not _fits(plan, more):
         lacking, more = more, 2 * more
+        assert more < 1 << 64, "no budget is enough"
     while more - lacking > 1:
         middle = (lacking + more) // 2
         lacking, more = (lacking, middle) if _fits(plan, middle) else (middle, more)

@@ -44,6 +44,7 @@ def sum_over_tensors(
     budget: int,
     keep: bool,
     what: str,
+    taken: int = 0,
     check: Callable[[np.ndarray], bool] | None = None,
     progress: Progress | None = None,
     additive: bool = False,
@@ -53,8 +54,9 @@ def sum_over_tensors(
 
     ``segments`` are the chunk's pieces, and ``sums [n_segments, *shape]`` what each tensor has so
     far. ``keep`` keeps the sums of every tensor. ``check(sums)`` false raises NonFiniteError with
-    the tensor's name. ``what`` names the pass in errors. Sums over tensors are in twice float64's
-    precision: their bits do not depend on the order of the tensors.
+    the tensor's name. ``what`` names the pass in errors; ``taken``: bytes of the budget that the
+    caller holds. Sums over tensors are in twice float64's precision: their bits do not depend on
+    the order of the tensors.
 
     ``additive``: sums of runs of ``SPAN`` elements of a tensor may be added up, in that precision
     too (not so with maxima). Only then a team may divide the elements among its processes; each
@@ -82,7 +84,7 @@ def sum_over_tensors(
 
         return list(plan_chunks(zoo, rows, size, max_pieces, span))
 
-    plans = enough(plan, budget, what, recorded(zoo.checkpoints))
+    plans = enough(plan, budget, what, taken + recorded(zoo.checkpoints))
     own = own_columns(zoo, rows, team.share, whole=keep)
     plans = within(plans, own)
     kept = np.zeros((len(zoo.tensors), *shape)) if keep else None

@@ -74,7 +74,7 @@ def read_facts(checkpoint: Checkpoint, *, budget: int, progress: Progress | None
         hashes.add(chunk)
 
     squares = sum_over_tensors(
-        zoo, [0], (1, 1), add, worker=worker, budget=budget - sums.nbytes, keep=True,
+        zoo, [0], (1, 1), add, worker=worker, budget=budget, taken=sums.nbytes, keep=True,
         what="index", check=lambda found: bool(np.isfinite(found).all()), progress=progress,
     ).per_tensor  # fmt: skip
     assert squares is not None
