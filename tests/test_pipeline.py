@@ -107,7 +107,8 @@ class Meeting(HostAccelerator):
             if stream.name in self.running and not self.met:
                 self.running[stream.name].set()
                 (other,) = (event for name, event in self.running.items() if name != stream.name)
-                self.met = other.wait(0.5) or self.met
+                if other.wait(0.5):
+                    self.met = True
                 self.running[stream.name].clear()
             work()
 
