@@ -4,6 +4,7 @@ The device is host memory and threads (``tests.host_accelerator``), and kernels 
 """
 
 import math
+import time
 from functools import partial
 from itertools import chain
 
@@ -22,6 +23,7 @@ from wspace.elementwise.lanes import at_once, cost_of_lanes, lanes_of
 from wspace.elementwise.work import layout_of
 from wspace.errors import WspaceError
 from wspace.placement import Choice
+from wspace.profiling import PASS, READS, profiled, stage
 from wspace.recipes import merge_recipe
 from wspace.recipes.chosen import works_of
 from wspace.recipes.devices import device_for, job_of
@@ -202,6 +204,16 @@ def test_the_error_of_one_ends_the_others():
         at_once([endless, failing, endless], told.append)
     counting = partial(lambda n, progress: [progress(1) for _ in range(n)] and n)
     assert at_once([partial(counting, n) for n in (1000, 2000)], told.append) == [1000, 2000]
+
+
+def test_what_several_wait_for_at_once_counts_once():
+    def waiting(progress):
+        with stage(READS):
+            time.sleep(0.2)
+
+    with profiled() as profile:
+        at_once([waiting] * 3, print)
+    assert 0 < profile.seconds[READS] <= profile.seconds[PASS] <= profile.elapsed
 
 
 H200 = placement.Found("NVIDIA H200", "hopper")
