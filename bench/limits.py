@@ -156,10 +156,12 @@ def machine() -> dict[str, str | int | float]:
 
 
 def machine_name() -> str:
-    """A folder's name for this machine, such as ``cpu-amd-epyc-2``: processor and cores."""
+    """A folder's name for this machine, such as ``cpu-amd-epyc-26-2``: processor, its family, which
+    tells apart what is called the same, and cores."""
     words = re.sub(r"\(r\)|\(tm\)|@.*|\bcpu\b|processor", " ", _cpu_model().lower())
-    parts = ["cpu", *re.findall(r"[a-z0-9]+", words), str(len(os.sched_getaffinity(0)))]
-    return "-".join(parts)
+    family = re.findall(r"[a-z0-9_]+", _cpu_family().lower())[0]
+    cores = str(len(os.sched_getaffinity(0)))
+    return "-".join(["cpu", *re.findall(r"[a-z0-9]+", words), family, cores])
 
 
 def _cpu_model() -> str:
