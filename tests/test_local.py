@@ -5,9 +5,11 @@ import fcntl
 import os
 import random
 import shutil
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from wspace.errors import CheckpointError
 from wspace.profiling import DIRECT, READ, profiled
 from wspace.storage import local, residence
 from wspace.storage.local import PastCache, exceeds_cache, read_exactly
-from wspace.storage.residence import PAGE, drop, memory_available, pages_cached
+from wspace.storage.residence import PAGE, drop, in_memory, memory_available, pages_cached
 
 LENGTH = 300 * PAGE + 77
 
@@ -232,3 +234,14 @@ def test_where_linux_does_not_tell(file, monkeypatch):
     monkeypatch.setattr(residence, "_CACHESTAT", 100_000)
     with opened(file) as descriptor:
         assert pages_cached(descriptor, 0, LENGTH) is None
+
+
+def test_files_of_memory_are_known(tmp_path):
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    kinds = {line[2]: line[line.index("-") + 1] for line in mounts}  # by device
+    for folder in (tmp_path, Path("/dev/shm")):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            device = os.fstat(file.fileno()).st_dev
+            kind = kinds.get(f"{os.major(device)}:{os.minor(device)}")
+            assert in_memory(file.fileno()) == (kind == "tmpfs")
+    assert not in_memory(-1)

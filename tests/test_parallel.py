@@ -1,5 +1,8 @@
 """Work is cut so that every element is done once, near where it had better be cut."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -22,6 +25,50 @@ def test_ranges_cover_everything_once(n, near):
     even = over_ranges(lambda a, b: (a, b), n, step=64, threads=2, least=1000)
     last = [max((k for k in near if k <= a), default=a) for a, _ in even]
     assert {a for a, _ in found} == {0, *last}
+
+
+def test_threads_share_the_ranges_and_results_keep_their_order():
+    meeting = threading.Barrier(3, timeout=60)
+
+    def work(start, stop):
+        if start < 3000:  # the first three ranges are with three threads at once
+            meeting.wait()
+        return start, threading.get_ident()
+
+    found = over_ranges(work, 12_000, step=1000, threads=3, least=1000)
+    assert [start for start, _ in found] == list(range(0, 12_000, 1000))
+    assert len({thread for _, thread in found[:3]}) == 3
+    assert threading.get_ident() in {thread for _, thread in found[:3]}
+
+
+@pytest.mark.parametrize("fails", ["the caller", "its helper"])
+def test_after_an_error_no_range_is_begun_and_none_is_running(fails):
+    began, ended = [], []
+    caller, both = threading.get_ident(), threading.Barrier(2, timeout=60)
+
+    def work(start, stop):
+        began.append(start)
+        if len(began) <= 2:
+            both.wait()  # one range with each thread
+        if (threading.get_ident() == caller) == (fails == "the caller"):
+            raise MemoryError(f"at {start}")
+        time.sleep(0.1)
+        ended.append(start)
+
+    with pytest.raises(MemoryError, match="at "):
+        over_ranges(work, 8000, step=1000, threads=2, least=1000)
+    assert len(began) < 8
+    assert len(ended) == len(began) - 1
+
+
+def test_work_inside_of_work_does_not_wait_for_itself():
+    def inner(start, stop):
+        return stop - start
+
+    def outer(start, stop):
+        return sum(over_ranges(inner, 1000, step=1, threads=2, least=1))
+
+    assert over_ranges(outer, 8, step=1, threads=2, least=1) == [1000] * 8
 
 
 @pytest.mark.parametrize("near", [(), (70_001, 140_003, 250_000)])

@@ -353,6 +353,7 @@ def test_nothing_is_left_of_a_merge_that_stops_early(
 @pytest.mark.parametrize("error", [KeyboardInterrupt, StoppedError])
 def test_nothing_is_left_when_making_the_files_stops(runs, tmp_path, monkeypatch, error):
     before = everything_under(tmp_path)
+    monkeypatch.setattr(files, "in_memory", lambda descriptor: False)  # wherever the tests run
     allocate, calls = os.posix_fallocate, []
 
     def stop(*arguments):
@@ -414,6 +415,7 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(runs, tmp_path, 
 @pytest.mark.parametrize("function", ["posix_fallocate", "pwrite", "fdatasync", "fsync"])
 def test_a_disk_that_fills_up_leaves_nothing(runs, tmp_path, monkeypatch, function):
     before = everything_under(tmp_path)
+    monkeypatch.setattr(files, "in_memory", lambda descriptor: False)
     monkeypatch.setattr(os, function, no_space)
     monkeypatch.setattr(files, "SYNC", 1)
     with pytest.raises(OutputError, match=r"/x: .*No space left on device"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any
 
@@ -28,7 +28,8 @@ def over_ranges(
 ) -> list[Any]:
     """``[work(start, stop), ...]`` over consecutive ranges that cover ``0..n``.
 
-    Ranges start at multiples of ``step`` and hold at least ``least``; the results come in order.
+    The calling thread works too, and each takes the next range when it is done with one: waking a
+    thread costs as much as tens of thousands of elements, so each is woken once. Ranges start at multiples of ``step`` and hold at least ``least``; the results come in order.
     ``near``: sorted; each range starts at the last of these before where it would, if there is one.
     """
     if n == 0:
@@ -43,4 +44,25 @@ def over_ranges(
         last = [bisect_right(near, start) - 1 for start in starts]
         starts = [near[k] if k >= 0 else start for k, start in zip(last, starts, strict=True)]
         starts = sorted({0, *starts})
-    return list(_pool(threads).map(work, starts, [*starts[1:], n]))
+    stops = [*starts[1:], n]
+    results: list[Any] = [None] * len(starts)
+    turns = iter(range(len(starts)))
+
+    def take() -> None:
+        try:
+            for k in turns:
+                results[k] = work(starts[k], stops[k])
+        except BaseException:
+            for _ in turns:  # nobody begins another
+                pass
+            raise
+
+    helpers = [_pool(threads).submit(take) for _ in range(min(threads, len(starts)) - 1)]
+    try:
+        take()
+    finally:
+        began = [helper for helper in helpers if not helper.cancel()]
+        wait(began)
+    for helper in began:
+        helper.result()
+    return results

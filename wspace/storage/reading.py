@@ -18,7 +18,7 @@ from wspace.storage.local import PastCache, exceeds_cache, read_exactly
 from wspace.storage.pace import REQUESTS
 from wspace.storage.remote import FAR_REQUEST, Location, RemotePath
 
-REQUEST = 4 << 20
+REQUEST = 8 << 20
 """Bytes of one read call, and of one thread's task."""
 
 DERIVED_REQUEST = 1 << 20

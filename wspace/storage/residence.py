@@ -33,11 +33,23 @@ def pages_cached(descriptor: int, start: int, nbytes: int) -> int | None:
     return found[0]
 
 
+_TMPFS = 0x01021994
+"""What ``statfs`` calls a tmpfs."""
+
+
 @cache
 def _system_call() -> Callable[..., int]:
     if sys.platform != "linux":
         return lambda *arguments: -1
     return ctypes.CDLL(None).syscall
+
+
+def in_memory(descriptor: int) -> bool:
+    """Whether the file is on a file system that has no disk: its pages are the cache's own."""
+    if sys.platform != "linux":
+        return False
+    found = (ctypes.c_long * 32)()  # struct statfs, whose first member says what it is
+    return ctypes.CDLL(None).fstatfs(descriptor, found) == 0 and found[0] == _TMPFS
 
 
 def pages(nbytes: int) -> np.ndarray:
