@@ -29,7 +29,8 @@ def over_ranges(
     """``[work(start, stop), ...]`` over consecutive ranges that cover ``0..n``.
 
     The calling thread works too, and each takes the next range when it is done with one: waking a
-    thread costs as much as tens of thousands of elements, so each is woken once. Ranges start at multiples of ``step`` and hold at least ``least``; the results come in order.
+    thread costs as much as tens of thousands of elements, so each is woken once. Ranges start at
+    multiples of ``step`` and hold at least ``least``; the results come in order.
     ``near``: sorted; each range starts at the last of these before where it would, if there is one.
     """
     if n == 0:
