@@ -270,7 +270,9 @@ def magnitudes_of(kind, shape):
     return torch.where(x > 2, torch.inf, x)
 
 
-@pytest.mark.parametrize("shape", [(40, 333, 1), (3, 128, 9)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(40, 333, 1), (3, 128, 9), (1, 65_535, 1), (1, 65_536, 1)], ids=str
+)
 @pytest.mark.parametrize(
     "kind", ["few values", "few values, and others", "sparse", "far apart", "all, and infinities"]
 )

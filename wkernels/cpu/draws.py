@@ -39,40 +39,79 @@ def _mixed(builder, z):
     return builder.bitcast(z, lanes(INT32))
 
 
+def _over_draws(builder, n, position, key, keep):
+    """``keep(loop, k, drawn)`` for each vector: the upper ``CHANCE_BITS`` of its elements' draws.
+
+    A draw is made of ``key`` (uint64) and the element's place, the first one's ``position``.
+    """
+    gamma = INT(masks.GAMMA)
+    first = builder.add(key, builder.mul(builder.add(position, INT(1)), gamma))
+    loop = Loop(builder, n)
+    turn = builder.add(first, builder.mul(loop.index, gamma))
+    for k in range(TURN // LANES):
+        start = builder.add(turn, INT(LANES * k * masks.GAMMA & ((1 << 64) - 1)))
+        start = _spread_long(builder, start)
+        halves = [
+            _mixed(builder, builder.add(start, _constants([p * masks.GAMMA for p in part])))
+            for part in _PLACES
+        ]
+        upper = builder.shuffle_vector(*halves, ir.Constant(lanes(INT32), _UPPER))
+        keep(loop, k, builder.lshr(upper, constant(INT32, 32 - masks.CHANCE_BITS)))
+    loop.end()
+
+
 @intrinsic
 def keep_drawn(context, values, n, position, key, limit, out):
     """``n`` float32 ``values``, zeros where a draw's upper bits are not below ``limit``.
 
     ``out`` is no part of ``values``: in place, LLVM would store with a mask, which takes some
-    processors ten times as long. A draw is made of ``key`` (uint64) and the element's place, the
-    first one's ``position``. ``n``: a multiple of ``TURN``; ``limit``: int32, below
+    processors ten times as long. ``n``: a multiple of ``TURN``; ``limit``: int32, below
     ``2**CHANCE_BITS``.
     """
 
     def generate(context, builder, signature, args):
         values, n, position, key, limit, out = args
-        gamma, zero = INT(masks.GAMMA), constant(FLOAT, 0.0)
-        limit = spread(builder, limit)
-        first = builder.add(key, builder.mul(builder.add(position, INT(1)), gamma))
-        loop = Loop(builder, n)
-        turn = builder.add(first, builder.mul(loop.index, gamma))
-        for k in range(TURN // LANES):
-            start = builder.add(turn, INT(LANES * k * masks.GAMMA & ((1 << 64) - 1)))
-            start = _spread_long(builder, start)
-            halves = [
-                _mixed(builder, builder.add(start, _constants([p * masks.GAMMA for p in part])))
-                for part in _PLACES
-            ]
-            upper = builder.shuffle_vector(*halves, ir.Constant(lanes(INT32), _UPPER))
-            drawn = builder.lshr(upper, constant(INT32, 32 - masks.CHANCE_BITS))
+        limit, zero = spread(builder, limit), constant(FLOAT, 0.0)
+
+        def keep(loop, k, drawn):
             kept = builder.icmp_signed("<", drawn, limit)
             value = loop.load(values, FLOAT, 4, k)
             loop.store(builder.select(kept, value, zero), out, FLOAT, 4, k)
-        loop.end()
+
+        _over_draws(builder, n, position, key, keep)
         return context.get_dummy_value()
 
     int64 = types.int64
     return types.void(int64, int64, int64, types.uint64, types.int32, int64), generate
+
+
+def _keep_each(unbiased: bool):
+    @intrinsic
+    def keep_each(context, values, n, position, key, chances, out):
+        """:func:`keep_drawn` with a chance (float32) of each element's own, divided by it if
+        ``unbiased``."""
+
+        def generate(context, builder, signature, args):
+            values, n, position, key, chances, out = args
+            unit, zero = constant(FLOAT, 2.0**-masks.CHANCE_BITS), constant(FLOAT, 0.0)
+
+            def keep(loop, k, drawn):
+                value, chance = (loop.load(row, FLOAT, 4, k) for row in (values, chances))
+                below = builder.fmul(builder.sitofp(drawn, lanes(FLOAT)), unit)
+                kept = builder.fcmp_ordered("<", below, chance)
+                value = builder.fdiv(value, chance) if unbiased else value
+                loop.store(builder.select(kept, value, zero), out, FLOAT, 4, k)
+
+            _over_draws(builder, n, position, key, keep)
+            return context.get_dummy_value()
+
+        int64 = types.int64
+        return types.void(int64, int64, int64, types.uint64, int64, int64), generate
+
+    return keep_each
+
+
+keep_each, keep_each_unbiased = _keep_each(False), _keep_each(True)
 
 
 def _spread_long(builder, scalar):

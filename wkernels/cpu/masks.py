@@ -8,7 +8,7 @@ import numpy as np
 
 from wkernels import masks
 from wkernels.cpu.differences import TRIMS
-from wkernels.cpu.draws import keep_drawn
+from wkernels.cpu.draws import keep_drawn, keep_each, keep_each_unbiased
 from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, WIDTHS, read
 from wkernels.cpu.parts import inlined, inner
 from wkernels.cpu.pointers import Pointers
@@ -97,8 +97,16 @@ def draw(values, position, key, chance, out):
 @inner
 def draw_each(values, position, key, chances, unbiased, out):
     """Keeps each element with its own chance, divided by it if ``unbiased``."""
+    n, done = values.size, 0
+    if values.itemsize == 4:
+        done = n - n % TURN
+        row, of_each, to = values.ctypes.data, chances.ctypes.data, out.ctypes.data
+        if unbiased:
+            keep_each_unbiased(row, done, position, key, of_each, to)
+        else:
+            keep_each(row, done, position, key, of_each, to)
     zero, one = values.dtype.type(0), values.dtype.type(1)
-    for k in range(values.size):
+    for k in range(done, n):
         drawn = _mixed(key, np.uint64(position + k)) < chances[k]
         kept = values[k] / (chances[k] if unbiased else one)
         out[k] = kept if drawn else zero

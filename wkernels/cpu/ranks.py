@@ -4,6 +4,9 @@ The differences of 16-bit checkpoints have few bits: nearly all of a line's magn
 number of a bucket, which is told by the upper half of their bits. Equal ones are counted in order,
 and only the rest is sorted: what lies inside a bucket, or so far below the largest magnitude that
 no bucket has it. Where that is much, as in float32, the line is sorted as a whole.
+
+Counting equal ones is a chain: each has to wait for the count of the one before. So a line is
+counted in ``PARTS`` that take turns, each with counts of its own, four to a word.
 """
 
 from __future__ import annotations
@@ -29,8 +32,14 @@ FEW = 64
 AGAIN = 31
 """Lines that are sorted after one of which more is inside buckets, until one is tried again."""
 
+PARTS = 4
+LONGEST = (1 << 16) - 1
+"""Elements of a line whose counts fit: longer ones are sorted as a whole."""
+
 _WITHIN = np.uint32(0xFFFF)
-_16, _32, _11 = np.uint32(16), np.uint64(32), np.uint64(11)
+_1, _16, _32, _11 = np.uint16(1), np.uint32(16), np.uint64(32), np.uint64(11)
+_ALL = np.uint64(0x0001_0001_0001_0001)
+"""A count times this is that count in each part."""
 
 
 def rank_chances(
@@ -58,11 +67,12 @@ def rank_chances(
 
     def work(start: int, stop: int) -> None:
         sizes = np.empty(length * depth, np.float32)
+        counts = np.empty(BUCKETS, np.uint64)
         _rank_chances(
             row, base, depth, start, stop, table, *np.zeros((2, length * depth), compute), sizes,
             sizes.view(np.uint32), np.empty(length, np.uint32), np.empty(length, np.uint16),
-            *np.empty((2, length), np.uint64), np.empty(2 * BUCKETS, np.uint32),
-            np.empty((3, 2048), np.int64), out,
+            *np.empty((2, length), np.uint64), counts, counts.view(np.uint16),
+            np.empty(BUCKETS, np.uint16), np.empty((3, 2048), np.int64), out,
         )  # fmt: skip
 
     least = max(1, (1 << 14) // max(length, 1))
@@ -72,12 +82,12 @@ def rank_chances(
 @bare_kernel
 def _rank_chances(
     row, origin, depth, first, last, table, values, base, sizes, bits, gathered, keys, packed,
-    spare, counts, digits, out,
+    spare, counts, parts, inside, digits, out,
 ):  # fmt: skip
     length = table.size
     lines = length * depth
     loaded = np.int64(-1)
-    hopeless = 0  # lines that are sorted without a look at them
+    hopeless = 0 if length <= LONGEST else last  # lines that are sorted without a look at them
     for line in range(first, last):
         outer, place = line // depth, line % depth
         if outer != loaded:
@@ -95,9 +105,10 @@ def _rank_chances(
             hopeless -= 1
         else:
             _bucket(line_bits, keys)
-            n_within = _count(keys, counts, packed)
+            n_within = _count(keys, parts, packed)
             if n_within <= FEW:
-                _rank_few(line_bits, keys, counts, packed[:n_within], table, depth, target)
+                _add_up(keys, counts, inside, packed[:n_within])
+                _rank_few(line_bits, keys, parts, packed[:n_within], table, depth, target)
                 continue
             hopeless = AGAIN
         _sort(line_bits, spare, packed, digits)
@@ -132,41 +143,72 @@ def _bucket(bits, keys):
 
 
 @inner
-def _count(keys, counts, within):
-    """``counts``: for each key, how many elements have a smaller one. Returns how many keys are
-    odd; their places are at the start of ``within``."""
-    counts[:] = 0
+def _count(keys, parts, within):
+    """``parts[PARTS * bucket + part]``: how many elements of a part are what the bucket begins
+    with. Returns how many are not; their places are at the start of ``within``."""
+    parts[:] = 0
     n_within = np.int64(0)
-    for k in range(keys.size):
-        counts[keys[k]] += np.uint32(1)
-        within[n_within] = np.uint64(k)
-        n_within += np.int64(keys[k] & np.uint16(1))
-    total = np.uint32(0)
-    for key in range(counts.size):
-        count = counts[key]
-        counts[key] = total
-        total += count
+    step = keys.size // PARTS
+    for turn in range(step):
+        for part in range(PARTS):
+            n_within = _count_one(keys, turn + part * step, part, parts, within, n_within)
+    for k in range(PARTS * step, keys.size):
+        n_within = _count_one(keys, k, PARTS - 1, parts, within, n_within)
     return n_within
 
 
 @inlined
-def _rank_few(bits, keys, counts, within, table, depth, target):
-    for k in range(keys.size):
-        rank = counts[keys[k]]
-        counts[keys[k]] = rank + np.uint32(1)
-        target[k * depth] = table[rank]
+def _count_one(keys, k, part, parts, within, n_within):
+    odd = keys[k] & _1
+    parts[_place(keys[k], part)] += _1 - odd
+    within[n_within] = np.uint64(k)
+    return n_within + np.int64(odd)
+
+
+@inner
+def _place(key, part):
+    return PARTS * (np.int64(key) >> 1) + part
+
+
+@inner
+def _add_up(keys, counts, inside, within):
+    """``counts``: of each part, how many elements come before its first of a bucket."""
+    inside[:] = 0
+    for j in range(within.size):
+        inside[np.int64(keys[within[j]]) >> 1] += _1
+    total = np.uint64(0)
+    for bucket in range(counts.size):
+        if counts[bucket] or inside[bucket]:  # most are empty
+            until = counts[bucket] * _ALL  # of each part and those before it
+            counts[bucket] = total * _ALL + (until << _16)
+            total += (until >> np.uint64(48)) + np.uint64(inside[bucket])
+
+
+@inlined
+def _rank_one(keys, k, part, parts, table, depth, target):
+    place = _place(keys[k], part)
+    rank = parts[place]
+    parts[place] = rank + (_1 - (keys[k] & _1))
+    target[k * depth] = table[rank]
+
+
+@inlined
+def _rank_few(bits, keys, parts, within, table, depth, target):
+    step = keys.size // PARTS
+    for turn in range(step):
+        for part in range(PARTS):
+            _rank_one(keys, turn + part * step, part, parts, table, depth, target)
+    for k in range(PARTS * step, keys.size):
+        _rank_one(keys, k, PARTS - 1, parts, table, depth, target)
     for j in range(within.size):
         within[j] = _pack(bits[_index(within[j])], _index(within[j]))
     _insert(within)
-    rank = np.uint32(0)
-    last = np.int64(-1)
-    for j in range(within.size):
+    for j in range(within.size):  # after all that its bucket begins with
         k = _index(within[j])
-        if keys[k] != last:  # after all that its bucket begins with
-            rank = counts[keys[k] - 1]
-            last = keys[k]
+        place = _place(keys[k], PARTS - 1)
+        rank = parts[place]
+        parts[place] = rank + _1
         target[k * depth] = table[rank]
-        rank += np.uint32(1)
 
 
 @inner
