@@ -199,7 +199,7 @@ def planning_figure(scratch: Path, n_tensors: int, repeats: int) -> Figure:
     kinds = {
         "equal headers": [make_headers(scratch / f"moe-{i}", n_tensors) for i in range(N_MODELS)],
         "headers that differ": [
-            make_headers(scratch / f"other-{i}", n_tensors, note=str(i)) for i in range(N_MODELS)
+            make_headers(scratch / f"other-{i}", n_tensors, shards=4 + i) for i in range(N_MODELS)
         ],
     }
     plannings = {which: Planning(models) for which, models in kinds.items()}

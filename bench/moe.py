@@ -10,11 +10,8 @@ EXPERTS = 128
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
-def make_headers(folder: Path, n_tensors: int, *, shards: int = 8, note: str = "") -> Path:
-    """Writes a checkpoint of ``n_tensors`` bfloat16 tensors, most of them of experts.
-
-    ``note``: in its headers, which are different with another one.
-    """
+def make_headers(folder: Path, n_tensors: int, *, shards: int = 8) -> Path:
+    """Writes a checkpoint of ``n_tensors`` bfloat16 tensors, most of them of experts."""
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {
         "model.embed_tokens.weight": ("BF16", (1024, 64)),
         "model.norm.weight": ("BF16", (64,)),
@@ -31,7 +28,7 @@ def make_headers(folder: Path, n_tensors: int, *, shards: int = 8, note: str = "
     folder.mkdir(parents=True)
     for k in range(shards):
         part = {name: shapes[name] for name in names[k::shards]}
-        header, _, length = render_header(part, {"format": "pt"} | ({"note": note} if note else {}))
+        header, _, length = render_header(part, {"format": "pt"})
         file = folder / f"model-{k + 1:05}-of-{shards:05}.safetensors"
         with file.open("wb") as target:
             target.write(header)

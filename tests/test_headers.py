@@ -14,11 +14,13 @@ from safetensors.torch import load_file, save, save_file
 
 from tests.checkpoints import entry, header_bytes, raw, write_safetensors
 from wspace.errors import CheckpointError
+from wspace.storage.checkpoints import open_checkpoint
 from wspace.storage.headers import (
     BITS,
     CODES,
     KERNEL_NAMES,
     MAX_HEADER,
+    _parse_any,
     parse_header,
     read_header,
     render_header,
@@ -173,6 +175,11 @@ HOSTILE = {
         bytes(8),
         "header has the key 'dtype' twice",
     ),
+    "a tensor without elements twice": (
+        b'{"x":%b,"x":%b}' % ((b'{"dtype":"F32","shape":[0],"data_offsets":[0,0]}',) * 2),
+        b"",
+        "header has the key 'x' twice",
+    ),
     "half of a surrogate pair": (
         {"\ud800": entry()},
         bytes(8),
@@ -218,6 +225,11 @@ HOSTILE = {
     "text size": ({"x": entry(shape=["2"])}, bytes(8), r"list of sizes, found \['2'\]"),
     "NaN size": ({"x": entry(shape=[float("nan")])}, bytes(8), r"list of sizes, found \[nan\]"),
     "size 2**63": ({"x": entry(shape=[2**63])}, bytes(8), "expected a list of sizes, found"),
+    "size 2**63 beside none": (
+        {"x": entry(shape=[0, 2**63], offsets=(0, 0))},
+        b"",
+        "expected a list of sizes, found",
+    ),
     "bytes that overflow 64 bits": (
         {"x": entry(shape=[2**32, 2**32], offsets=(0, 0))},
         b"",
@@ -249,6 +261,7 @@ HOSTILE = {
         bytes(8),
         r"\[8, 0\] lie outside the 8 bytes",
     ),
+    "offsets that begin late": ({"x": entry(offsets=[4, 8])}, bytes(8), "takes 8 bytes, .* give 4"),
     "offsets beyond the data": (
         {"x": entry(offsets=[8, 16])},
         bytes(8),
@@ -310,6 +323,86 @@ def test_lies_are_refused_with_the_files_name(tmp_path, case):
     assert str(caught.value).startswith(f"{path}: ")
     assert len(str(caught.value)) < len(str(path)) + 400
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("case", [name for name, (h, *_) in HOSTILE.items() if type(h) is dict])
+def test_lies_in_the_form_that_safetensors_writes_are_refused_in_the_same_words(case):
+    header, data, _ = HOSTILE[case]
+    words = []
+    for text in (header_bytes(header), json.dumps(header, separators=(",", ":")).encode()):
+        with pytest.raises(CheckpointError) as caught:
+            parse_header(text, len(data), Path("x"))
+        words.append(str(caught.value))
+    assert words[0] == words[1]
+
+
+def test_metadata_are_not_given_twice_whatever_the_header_was_that_has_the_same_tensors(tmp_path):
+    once = b'{"x":%b,"__metadata__":{"a":"b"}}' % FLAT
+    twice = b'{"__metadata__":{},' + once[1:]
+    write_safetensors(tmp_path / "once.safetensors", once.ljust(len(twice)), bytes(8))
+    write_safetensors(tmp_path / "twice.safetensors", twice, bytes(8))
+    kept = open_checkpoint(tmp_path / "once.safetensors")
+    assert kept.metadata == {"a": "b"}
+    with pytest.raises(CheckpointError, match="has the key '__metadata__' twice"):
+        open_checkpoint(tmp_path / "twice.safetensors")
+
+
+@pytest.mark.parametrize(
+    "part", [b'"', b'"":{"dtype":"', b'"":{"dtype":"","shape":[',
+             b'"":{"dtype":"F32","shape":[0],"data_offsets":[0', b'{"__metadata__":']
+)  # fmt: skip
+def test_an_entry_that_begins_anew_without_end_takes_no_square_of_time(part):
+    started = time.process_time()
+    with pytest.raises(CheckpointError, match="is not JSON"):
+        parse_header(b"{" + part * 10**5 + b"}", 0, Path("x"))
+    assert time.process_time() - started < SECONDS
+
+
+PLAIN = [  # what comes instead of x, and around it
+    b'"x":%b',
+    b'"x":%b,',
+    b',"x":%b',
+    b'"x":%b ',
+    b'"x":%b,"x":%b',
+    b'"x":%b,"__metadata__":{}',
+    b'"__metadata__":{"a":"}"},"x":%b',
+    b'"__metadata__":{"a":"b"} ,"x":%b',
+    b'"__metadata__":{"a":1},"x":%b',
+    b'"__metadata__":{}"x":%b',
+    b'"__metadata__":{}{"x":%b',
+    b'"__metadata__":{},"__metadata__":{},"x":%b',
+    b'"__met\\u0061data__":{},"x":%b',
+    b'"\tx":%b',
+    b'"\\tx":%b',
+    b'"\xc3\xbc":%b',
+    b'"\xc3":%b',
+]
+FLAT = b'{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
+
+
+@pytest.mark.parametrize("text", [b'{"__metadata__":{}', b'{"__metadata__":{},', b"{", b"}"])
+def test_a_header_that_ends_early_is_refused(text):
+    with pytest.raises(CheckpointError, match="is not JSON"):
+        parse_header(text, 0, Path("x"))
+
+
+@pytest.mark.parametrize("form", PLAIN)
+def test_a_header_of_any_form_is_what_its_json_is(form):
+    text = b"{" + form.replace(b"%b", FLAT) + b"}"
+    try:
+        pairs = json.loads(text, object_pairs_hook=list)
+        expected = json.loads(text)
+        metadata = expected.pop("__metadata__", {})
+    except ValueError:
+        pairs = expected = metadata = None
+    good = expected is not None and len(dict(pairs)) == len(pairs) and metadata != {"a": 1}
+    if not good:
+        with pytest.raises(CheckpointError):
+            parse_header(text, 8, Path("x"))
+        return
+    header = parse_header(text, 8, Path("x"))
+    assert header.metadata == metadata
+    assert header.tensors == {name: ("F32", (2,), 8 + len(text), 8) for name in expected}
 
 
 def test_the_formats_limit_on_headers_holds_in_a_larger_file(tmp_path):
@@ -389,6 +482,7 @@ def test_a_damaged_header_is_read_as_safetensors_reads_it_or_refused(changes):
         assert record.nbytes * 8 == record.numel * BITS[record.dtype]
         position += record.nbytes
     assert position == 8 + len(text) + len(VALID_DATA)
+    assert header == _parse_any(text, len(VALID_DATA), Path("x"))
     if b"-0" in text:
         return  # an integer to Python's JSON, a float to theirs
     content = len(text).to_bytes(8, "little") + text + VALID_DATA

@@ -103,6 +103,15 @@ def test_equal_headers_are_parsed_once_as_long_as_a_checkpoint_has_them(tmp_path
     assert parsed == ["a", "other", "c"]
 
 
+def test_headers_that_differ_in_their_metadata_alone_are_parsed_once(tmp_path, parsed):
+    paths = [make(tmp_path / name, seed, note=name) for seed, name in enumerate("abc")]
+    opened = [open_checkpoint(path) for path in paths]
+    assert parsed == ["a"]
+    assert opened[0].tensors is opened[2].tensors
+    assert [checkpoint.metadata for checkpoint in opened] == [{"note": name} for name in "abc"]
+    assert len({checkpoint.stamps[0].digest for checkpoint in opened}) == 3
+
+
 def test_a_header_that_is_wrong_is_refused_in_each_file(tmp_path):
     for name in "ab":
         file = make(tmp_path / name, 0) / "model.safetensors"
@@ -118,6 +127,17 @@ def test_a_file_that_is_cut_off_is_refused_though_its_header_is_known(tmp_path):
     kept = open_checkpoint(whole)
     with pytest.raises(CheckpointError, match=r"it is cut off|lie outside"):
         open_checkpoint(cut)
+    assert kept.tensors
+
+
+def test_a_file_with_longer_metadata_is_refused_if_it_is_as_long_as_one_that_is_known(tmp_path):
+    known, other = (make(tmp_path / n, 0, note=n) for n in ("a", "a" * 9))
+    length = len((known / "model.safetensors").read_bytes())
+    data = (other / "model.safetensors").read_bytes()
+    (other / "model.safetensors").write_bytes(data[:length])
+    kept = open_checkpoint(known)
+    with pytest.raises(CheckpointError, match=r"it is cut off|lie outside"):
+        open_checkpoint(other)
     assert kept.tensors
 
 
@@ -140,7 +160,7 @@ def test_models_of_equal_headers_are_planned_like_any_others(tmp_path, method, p
     for kind in ("equal", "different"):
         paths = []
         for seed in range(3):
-            note = {"note": str(seed)} if kind == "different" else {}
+            note = {"note": str(10 ** (9 * seed))} if kind == "different" else {}
             paths.append(make(tmp_path / f"{kind}-{seed}", seed, **note))
         text = RECIPE.format(method, *paths, parameters)
         plans.append(plan(text)[0])

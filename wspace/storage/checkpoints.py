@@ -248,29 +248,33 @@ class _Tensors(dict[str, StoredTensor]):
 
     def __init__(self, headers: Sequence[RawHeader]) -> None:
         super().__init__()
-        self.metadata: dict[str, str] = {}
+        self.metadata: list[dict[str, str]] = []  # of each
         files = [raw.path for raw in headers]
         for number, raw in enumerate(headers):
             header = raw.parsed()
-            self.metadata |= header.metadata
+            self.metadata.append(header.metadata)
             rows = zip(header.tensors.values(), repeat(number), repeat(None), repeat(None))
             stored = map(partial(tuple.__new__, StoredTensor), rows)
             _add(self, dict(zip(header.tensors, stored, strict=True)), files)
 
 
-_KNOWN: WeakValueDictionary[tuple[tuple[int, str], ...], _Tensors] = WeakValueDictionary()
-"""By the sizes of the files and the checksums of their headers: the models of a zoo mostly have the
-same, which are parsed and checked once. As long as a checkpoint has them."""
+_KNOWN: WeakValueDictionary[tuple[tuple[int, int, str], ...], _Tensors] = WeakValueDictionary()
+"""By what the headers of a checkpoint tell of tensors: the models of a zoo mostly tell the same,
+which is parsed and checked once. As long as a checkpoint has them."""
 
 
 def _from_safetensors(path: Location, files: Sequence[Location]) -> Checkpoint:
     headers = _headers(files)
     stamps = tuple([raw.stamp for raw in headers])
-    key = tuple([(stamp.size, stamp.digest) for stamp in stamps])
+    told = [raw.told() for raw in headers]
+    key = tuple([of_tensors for of_tensors, _ in told])
     tensors = _KNOWN.get(key)
     if tensors is None:
         tensors = _KNOWN[key] = _Tensors(headers)
-    return Checkpoint(path, tuple(files), tensors, metadata=dict(tensors.metadata), stamps=stamps)
+    metadata: dict[str, str] = {}
+    for (_, own), shared in zip(told, tensors.metadata, strict=True):
+        metadata |= shared if own is None else own
+    return Checkpoint(path, tuple(files), tensors, metadata=metadata, stamps=stamps)
 
 
 def _headers(files: Sequence[Location]) -> list[RawHeader]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Iterable
 from functools import partial
-from itertools import chain
-from operator import sub
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 from wspace.errors import CheckpointError
@@ -33,55 +34,53 @@ class TensorRecord(NamedTuple):
         return math.prod(self.shape)
 
 
-def records_of(
-    entries: dict[str, Any], data_start: int, n_data: int, path: Location
-) -> dict[str, TensorRecord]:
-    """All of a header's entries, checked."""
+def plain_records(text: str, data_start: int, n_data: int) -> dict[str, TensorRecord] | None:
+    """The entries of a header in the form that safetensors writes; None for ``records_of`` to tell.
+
+    ``text``: the entries alone, ``"name":{"dtype":"BF16",...},...``, without a backslash or control
+    character. Column by column, as there may be a million: each must be where the one before ends.
+    """
+    found = _PLAIN.findall(text)
+    if len("".join(chain.from_iterable(found))) + _AROUND * len(found) != len(text) + 1:
+        return None  # something lies between entries, or there is none
+    names, kinds, begins, ends = zip(*found, strict=True)
     try:
-        return _at_once(entries, data_start, n_data)
-    except (KeyError, TypeError, ValueError):  # something is wrong: looked at one by one
-        return {
-            name: _record(entry, data_start, n_data, path, name) for name, entry in entries.items()
-        }
+        known = {kind: _kind(**json.loads(f"{{{kind}}}")) for kind in set(kinds)}
+    except (KeyError, ValueError, RecursionError):
+        return None
+    dtypes, shapes, nbytes = zip(*map(known.__getitem__, kinds), strict=True)
+    places = list(accumulate(nbytes, initial=0))
+    written = tuple(map(str, places))
+    if begins != written[:-1] or ends != written[1:] or places[-1] != n_data:
+        return None
+    starts = map(data_start.__add__, places)
+    rows = zip(dtypes, shapes, starts, nbytes)  # noqa: B905 - one place more: the end
+    records = dict(zip(names, map(partial(tuple.__new__, TensorRecord), rows), strict=True))
+    return records if len(records) == len(names) else None
 
 
-def _at_once(entries: dict[str, Any], data_start: int, n_data: int) -> dict[str, TensorRecord]:
-    """Column by column, as there may be a million; raises one of many errors if any is wrong."""
-    values = entries.values()
-    shapes = [entry["shape"] for entry in values]
-    offsets = [entry["data_offsets"] for entry in values]
-    places = list(chain.from_iterable(offsets))
-    # by their types: True is equal to 1, and 1.0 too
-    if not (
-        {dict}.issuperset(map(type, values))
-        and {list}.issuperset(map(type, chain(shapes, offsets)))
-        and {int}.issuperset(map(type, chain(places, chain.from_iterable(shapes))))
-        and {2}.issuperset(map(len, offsets))
-    ):
-        raise TypeError
-    kinds = list(zip([entry["dtype"] for entry in values], map(tuple, shapes), strict=True))
-    known = {kind: (*kind, _nbytes(*kind)) for kind in set(kinds)}
-    begins, ends = places[::2], places[1::2]
-    nbytes = [known[kind][2] for kind in kinds]
-    if list(map(sub, ends, begins)) != nbytes or min(begins, default=0) < 0:
-        raise ValueError
-    if max(ends, default=0) > n_data:
-        raise ValueError
-    rows = [
-        (*known[kind][:2], data_start + begin, n)
-        for kind, begin, n in zip(kinds, begins, nbytes, strict=True)
-    ]
-    return dict(zip(entries, map(partial(tuple.__new__, TensorRecord), rows), strict=True))
+_PLAIN = re.compile(
+    r'"([^"]*)":\{("dtype":"[^"]*","shape":\[[^]"]*\]),"data_offsets":\[([^,"]*),([^]"]*)\]\}(?:,|\Z)'
+)
+_AROUND = len('"":{,"data_offsets":[,]},')
+"""Letters of an entry besides what is found."""
 
 
-def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Raises KeyError or ValueError."""
+def _kind(dtype: str, shape: list[int]) -> tuple[str, tuple[int, ...], int]:
+    """Type, shape and bytes; raises KeyError or ValueError."""
     if not all(map(_natural, shape)):
         raise ValueError
     n_bits = _bits(dtype, shape)
     if n_bits is None or n_bits % 8:
         raise ValueError
-    return n_bits // 8
+    return dtype, tuple(shape), n_bits // 8
+
+
+def records_of(
+    entries: dict[str, Any], data_start: int, n_data: int, path: Location
+) -> dict[str, TensorRecord]:
+    """All of a header's entries, checked one by one."""
+    return {name: _record(entry, data_start, n_data, path, name) for name, entry in entries.items()}
 
 
 def _bits(dtype: str, shape: Iterable[int]) -> int | None:

@@ -13,15 +13,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
-from collections.abc import Collection
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 from wspace.errors import CheckpointError
 from wspace.storage.checksums import checksum
-from wspace.storage.entries import BITS, TensorRecord, records_of
+from wspace.storage.entries import BITS, TensorRecord, plain_records, records_of
 from wspace.storage.opening import open_regular
 from wspace.storage.remote import Location, RemotePath
 from wspace.storage.stamps import Stamp
@@ -55,6 +52,15 @@ class RawHeader(NamedTuple):
     path: Location
     text: bytes
     stamp: Stamp
+
+    def told(self) -> tuple[tuple[int, int, str], dict[str, str] | None]:
+        """What headers that tell of the same tensors share, and the metadata, which may differ.
+
+        Metadata that do not come first are None, and shared too.
+        """
+        plain = plain_parts(self.text)
+        digest = checksum(plain.entries.encode()) if plain else self.stamp.digest
+        return (self.stamp.size, len(self.text), digest), plain and plain.metadata
 
     def parsed(self) -> Header:
         """Raises CheckpointError, naming the file and the place."""
@@ -98,8 +104,44 @@ def _length(prefix: bytes, size: int, path: Location) -> int:
 
 def parse_header(text: bytes, n_data: int, path: Location) -> Header:
     """``text``: the JSON; ``n_data``: how many bytes follow it."""
+    plain = plain_parts(text)
+    tensors = plain_records(plain.entries, 8 + len(text), n_data) if plain else None
+    return Header(tensors, plain.metadata) if plain and tensors else _parse_any(text, n_data, path)
+
+
+class Plain(NamedTuple):
+    """A header whose metadata, if any, come first, as safetensors writes it."""
+
+    metadata: dict[str, str]
+    entries: str  # of tensors, not looked at yet; nothing in them is escaped
+
+
+def plain_parts(text: bytes) -> Plain | None:
+    """None where it has another form, or what it is cannot be told."""
+    if not text.startswith(b"{"):
+        return None
     try:
-        entries = _read_json(text)
+        decoded = text.decode("utf-8").rstrip(" ")
+        metadata, start = {}, 1
+        if decoded.startswith(_METADATA):
+            metadata, end = _STRICT.raw_decode(decoded, len(_METADATA))
+            start = end + 1
+    except (ValueError, RecursionError):
+        return None
+    if not (start == 1 or decoded[start - 1 : start] == ",") or not decoded.endswith("}"):
+        return None
+    entries = decoded[start:-1]
+    encoded = entries.encode()
+    escaped = len(encoded.translate(None, _ESCAPED)) < len(encoded)
+    if escaped or '"__metadata__"' in entries or not _are_texts(metadata):
+        return None
+    return Plain(metadata, entries)
+
+
+def _parse_any(text: bytes, n_data: int, path: Location) -> Header:
+    """Any header, entry by entry: the one that says what is wrong."""
+    try:
+        entries = _STRICT.decode(text.decode("utf-8"))
     except _DuplicateKeyError as error:
         raise CheckpointError(f"{path}: header has the key {error} twice") from None
     except (ValueError, RecursionError) as error:
@@ -107,7 +149,7 @@ def parse_header(text: bytes, n_data: int, path: Location) -> Header:
     if not isinstance(entries, dict):
         raise CheckpointError(f"{path}: header: expected an object, found {_kind(entries)}")
     metadata = entries.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+    if not _are_texts(metadata):
         raise CheckpointError(f"{path}: __metadata__: expected an object of texts")
     data_start = 8 + len(text)
     if not text.isascii() or b"\\u" in text:
@@ -115,12 +157,9 @@ def parse_header(text: bytes, n_data: int, path: Location) -> Header:
             if not storable(name):
                 raise CheckpointError(f"{path}: tensor {name!r:.200}: its name is not Unicode text")
     records = records_of(entries, data_start, n_data, path)
-    if _follow_one_another(records.values(), data_start):
-        tensors = records
-    else:
-        tensors = dict(sorted(records.items(), key=lambda item: (item[1].start, item[1].nbytes)))
+    tensors = dict(sorted(records.items(), key=lambda item: (item[1].start, item[1].nbytes)))
     expected, previous = data_start, "the header"
-    for name, record in tensors.items() if tensors is not records else ():
+    for name, record in tensors.items():
         if record.start != expected:
             problem = "overlaps" if record.start < expected else "leaves a hole after"
             raise CheckpointError(
@@ -128,40 +167,12 @@ def parse_header(text: bytes, n_data: int, path: Location) -> Header:
                 f"{record.start - data_start} of the data, expected {expected - data_start}"
             )
         expected, previous = record.start + record.nbytes, f"tensor {name!r:.200}"
-    if tensors:
-        last = next(reversed(tensors.values()))
-        expected = last.start + last.nbytes
     if expected != data_start + n_data:
         raise CheckpointError(
             f"{path}: tensors end at byte {expected - data_start} of the data, but the file has "
             f"{n_data}; it is cut off or has bytes that belong to no tensor"
         )
     return Header(tensors, metadata)
-
-
-def _read_json(text: bytes) -> Any:
-    """The JSON, in which no key is given twice.
-
-    A hook for every object takes as long as all the rest, so it is left out where the colons tell
-    as much: one for each tensor and three inside it, which each must have. More are a key given
-    twice, or in a name.
-    """
-    decoded = text.decode("utf-8")
-    entries = json.loads(decoded)
-    if isinstance(entries, dict):
-        tensors = decoded
-        metadata = _METADATA.search(decoded)
-        if metadata:
-            _, end = _STRICT.raw_decode(decoded, metadata.end())
-            tensors = decoded[: metadata.start()] + decoded[end:]
-        if tensors.count(":") == 4 * (len(entries) - ("__metadata__" in entries)):
-            return entries
-    return _STRICT.decode(decoded)
-
-
-def _follow_one_another(records: Collection[TensorRecord], start: int) -> bool:
-    starts, nbytes = [record.start for record in records], [record.nbytes for record in records]
-    return list(accumulate(nbytes[:-1], initial=start))[: len(starts)] == starts
 
 
 def storable(name: str) -> bool:
@@ -177,7 +188,10 @@ class _DuplicateKeyError(ValueError):
     pass
 
 
-_METADATA = re.compile(r'"__metadata__"\s*:\s*')
+_METADATA = '{"__metadata__":'
+
+_ESCAPED = bytes(range(32)) + b"\\"
+"""A text of JSON that has none of these stands for itself."""
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -190,6 +204,10 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_unique_keys)
+
+
+def _are_texts(metadata: Any) -> bool:
+    return isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
 
 
 def _kind(value: Any) -> str:
