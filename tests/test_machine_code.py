@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from wkernels.cpu import compiling, machine_code
+from wkernels.cpu import compiling, machine_code, tiles
 from wkernels.cpu.jit import Kernel
 
 
@@ -205,3 +205,18 @@ def test_code_depends_on_the_sources_the_compiler_and_the_processor(monkeypatch,
     assert len({usual, changed, other, last}) == 4
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     assert folder(tmp_path) == last
+
+
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("n_rows", [1, 2, 3, 4])
+@pytest.mark.parametrize("upper", [True, False])
+def test_a_tiles_portions_hold_every_lane_of_every_pair_once(monkeypatch, wide, n_rows, upper):
+    monkeypatch.setattr(tiles.binding, "get_host_cpu_features", lambda: {"avx512f": wide})
+    pairs = [(i, j) for i in range(n_rows) for j in range(n_rows) if i <= j or not upper]
+    found = [
+        (pair, lane)
+        for group, first, n in tiles._portions(pairs)
+        for pair in group
+        for lane in range(first, first + n)
+    ]
+    assert sorted(found) == [(pair, lane) for pair in pairs for lane in range(tiles.LANES)]

@@ -6,12 +6,12 @@ fixed here and not by a compiler's vectoriser: the bits are the same on every pr
 
 from __future__ import annotations
 
-from llvmlite import ir
+from llvmlite import binding, ir
 
 from wkernels.cpu.alike import NAMES
 from wkernels.cpu.parts import cgutils, intrinsic, types
 from wkernels.cpu.row_sums import starts_of
-from wkernels.cpu.vectors import DOUBLE, FLOAT, INT32, STORED, TURN, Loop, fetch, lanes
+from wkernels.cpu.vectors import DOUBLE, FLOAT, STORED, TURN, Loop, fetch, lanes
 from wkernels.cpu.vectors import LANES as FLOAT_LANES
 
 SIDE = 4
@@ -20,26 +20,98 @@ SIDE = 4
 LANES = 8
 """Doubles in a vector; rows are padded with zeros to a multiple of it."""
 
-_VECTOR = ir.VectorType(ir.DoubleType(), LANES)
 _INT = ir.IntType(64)
 
+Pairs = list[tuple[int, int]]
 
-def _vector_function(builder, name: str, n_arguments: int):
-    signature = ir.FunctionType(_VECTOR, [_VECTOR] * n_arguments)
-    return cgutils.get_or_insert_function(builder.module, signature, f"llvm.{name}.v{LANES}f64")
+
+def _portions(pairs: Pairs) -> list[tuple[Pairs, int, int]]:
+    """What there are registers for at the same time: pairs, a vector's first double, how many.
+
+    Every lane of every pair is a sum of its own, so that this changes no bits. Where registers hold
+    4 doubles there are 16 of them, and accumulators that they cannot hold wait for memory.
+    """
+    if binding.get_host_cpu_features().get("avx512f"):
+        return [(pairs, 0, LANES)]
+    groups = [pairs]
+    if len(pairs) > 10:
+        groups = [[pair for pair in pairs if pair[0] // 2 == k] for k in range(SIDE // 2)]
+    return [(group, first, LANES // 2) for group in groups for first in (0, LANES // 2)]
+
+
+def _vector(n: int) -> ir.VectorType:
+    return ir.VectorType(DOUBLE, n)
+
+
+def _called(builder, name: str, *arguments):
+    kind = arguments[0].type
+    signature = ir.FunctionType(kind, [kind] * len(arguments))
+    name = f"llvm.{name}.v{kind.count}f64"
+    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), arguments)
 
 
 def _step(builder, op: str, a, b, total):
     """``total`` plus one vector of products or differences."""
     if op == "dot":
-        return builder.call(_vector_function(builder, "fma", 3), [a, b, total])
+        return _called(builder, "fma", a, b, total)
     difference = builder.fsub(a, b)
     if op == "l2":
-        return builder.call(_vector_function(builder, "fma", 3), [difference, difference, total])
-    return builder.fadd(total, builder.call(_vector_function(builder, "fabs", 1), [difference]))
+        return _called(builder, "fma", difference, difference, total)
+    return builder.fadd(total, _called(builder, "fabs", difference))
 
 
-def _tile(op: str, pairs: list[tuple[int, int]]):
+def _place(builder, out, row_bytes, row: int, column: int, first: int, n: int):
+    """Pointer to lanes ``first`` to ``first + n`` of a pair in ``out[rows, columns, LANES]``."""
+    address = builder.add(out, builder.mul(row_bytes, _INT(row)))
+    address = builder.add(address, _INT(8 * (LANES * column + first)))
+    return builder.inttoptr(address, _vector(n).as_pointer())
+
+
+def _sum_portion(builder, op: str, portion, args, *, fetching: bool) -> None:
+    pairs, first, n = portion
+    a, b, row_bytes, n_bytes, out, out_row_bytes, soon, later = args
+    places = [_place(builder, out, out_row_bytes, *pair, first, n) for pair in pairs]
+    so_far = [builder.load(place) for place in places]
+    for loaded in so_far:
+        loaded.align = 8
+    entry = builder.block
+    loop = builder.append_basic_block("columns")
+    done = builder.append_basic_block("sums")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    offset = builder.phi(_INT)
+    totals = [builder.phi(_vector(n)) for _ in pairs]
+    if fetching:
+        half = builder.lshr(offset, _INT(1))
+        for row in (soon, later):
+            fetch(builder, builder.add(row, half))
+
+    def loaded(base, row):
+        start = builder.add(base, _INT(8 * first))
+        address = builder.add(builder.add(start, offset), builder.mul(row_bytes, _INT(row)))
+        vector = builder.load(builder.inttoptr(address, _vector(n).as_pointer()))
+        vector.align = 8
+        return vector
+
+    rows = {row: loaded(a, row) for row in {row for row, _ in pairs}}
+    columns = {column: loaded(b, column) for column in {column for _, column in pairs}}
+    sums = [
+        _step(builder, op, rows[row], columns[column], total)
+        for (row, column), total in zip(pairs, totals, strict=True)
+    ]
+    following = builder.add(offset, _INT(8 * LANES))
+    offset.add_incoming(_INT(0), entry)
+    offset.add_incoming(following, loop)
+    for total, start, summed in zip(totals, so_far, sums, strict=True):
+        total.add_incoming(start, entry)
+        total.add_incoming(summed, loop)
+    builder.cbranch(builder.icmp_signed("<", following, n_bytes), loop, done)
+    builder.position_at_end(done)
+    for place, summed in zip(places, sums, strict=True):
+        builder.store(summed, place).align = 8
+
+
+def _tile(op: str, pairs: Pairs):
     @intrinsic
     def tile(context, a, b, row_bytes, n_bytes, out, out_row_bytes, soon, later):
         """Adds to ``out[4, 4, LANES]`` the sums over ``n_bytes`` of pairs of 4 rows at ``a`` and
@@ -51,50 +123,8 @@ def _tile(op: str, pairs: list[tuple[int, int]]):
         """
 
         def generate(context, builder, signature, args):
-            a, b, row_bytes, n_bytes, out, out_row_bytes, soon, later = args
-
-            def load(base, row, offset):
-                address = builder.add(builder.add(base, offset), builder.mul(row_bytes, _INT(row)))
-                loaded = builder.load(builder.inttoptr(address, _VECTOR.as_pointer()))
-                loaded.align = 8
-                return loaded
-
-            def place(row, column):
-                address = builder.add(out, builder.mul(out_row_bytes, _INT(row)))
-                address = builder.add(address, _INT(8 * LANES * column))
-                return builder.inttoptr(address, _VECTOR.as_pointer())
-
-            so_far = []
-            for pair in pairs:
-                so_far.append(builder.load(place(*pair)))
-                so_far[-1].align = 8
-            entry = builder.block
-            loop = builder.append_basic_block("columns")
-            done = builder.append_basic_block("sums")
-            builder.branch(loop)
-            builder.position_at_end(loop)
-            offset = builder.phi(_INT)
-            totals = [builder.phi(_VECTOR) for _ in pairs]
-            half = builder.lshr(offset, _INT(1))
-            for row in (soon, later):
-                fetch(builder, builder.add(row, half))
-            rows = [load(a, row, offset) for row in range(SIDE)]
-            columns = [load(b, column, offset) for column in range(SIDE)]
-            sums = [
-                _step(builder, op, rows[row], columns[column], total)
-                for (row, column), total in zip(pairs, totals, strict=True)
-            ]
-            following = builder.add(offset, _INT(8 * LANES))
-            offset.add_incoming(_INT(0), entry)
-            offset.add_incoming(following, loop)
-            for total, first, summed in zip(totals, so_far, sums, strict=True):
-                total.add_incoming(first, entry)
-                total.add_incoming(summed, loop)
-            builder.cbranch(builder.icmp_signed("<", following, n_bytes), loop, done)
-            builder.position_at_end(done)
-            for pair, summed in zip(pairs, sums, strict=True):
-                stored = builder.store(summed, place(*pair))
-                stored.align = 8
+            for number, portion in enumerate(_portions(pairs)):
+                _sum_portion(builder, op, portion, args, fetching=number == 0)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 8), generate
@@ -157,32 +187,27 @@ def dot_alike(context, like, n_rows, rows, first, n, base, out, out_row_bytes, a
         name, side = NAMES[str(like.dtype)], n_rows.literal_value
         pairs = [(i, j) for i, j in _ALL if i <= j < side]
         starts = starts_of(builder, rows, first, name, side)
-        loop = Loop(builder, n, [ir.Constant(_VECTOR, [0.0] * LANES)] * len(pairs))
-        totals = loop.totals
-        for start in starts if base is types.none else [*starts, origin]:
-            loop.fetch(start, name, ahead)
-        for k in range(TURN // FLOAT_LANES):
-            values = [loop.load_row(start, name, k) for start in starts]
-            if base is not types.none:
-                origins = loop.load_row(origin, name, k)
-                values = [builder.fsub(value, origins) for value in values]
-            for half in range(FLOAT_LANES // LANES):
-                which = ir.Constant(
-                    ir.VectorType(INT32, LANES), list(range(half * LANES, (half + 1) * LANES))
-                )
-                wide = [
-                    builder.fpext(builder.shuffle_vector(value, value, which), _VECTOR)
-                    for value in values
-                ]
-                totals = [
-                    _step(builder, "dot", wide[i], wide[j], total)
-                    for (i, j), total in zip(pairs, totals, strict=True)
-                ]
-        for (i, j), total in zip(pairs, loop.end(totals), strict=True):
-            address = builder.add(out, builder.mul(out_row_bytes, _INT(i)))
-            address = builder.add(address, _INT(8 * LANES * j))
-            stored = builder.store(total, builder.inttoptr(address, _VECTOR.as_pointer()))
-            stored.align = 8
+        given = starts if base is types.none else [*starts, origin]
+        for number, (group, lane, width) in enumerate(_portions(pairs)):
+            loop = Loop(builder, n, [ir.Constant(_vector(width), [0.0] * width)] * len(group))
+            totals = loop.totals
+            if number == 0:
+                for start in given:
+                    loop.fetch(start, name, ahead)
+            for k in range(TURN // FLOAT_LANES):
+                for half in range(FLOAT_LANES // LANES):
+                    at = half * LANES + lane
+                    values = [loop.load_part(start, name, k, at, width) for start in given]
+                    if base is not types.none:
+                        values = [builder.fsub(value, values[-1]) for value in values[:-1]]
+                    wide = [builder.fpext(value, _vector(width)) for value in values]
+                    totals = [
+                        _step(builder, "dot", wide[i], wide[j], total)
+                        for (i, j), total in zip(group, totals, strict=True)
+                    ]
+            for pair, total in zip(group, loop.end(totals), strict=True):
+                place = _place(builder, out, out_row_bytes, *pair, lane, width)
+                builder.store(total, place).align = 8
         return context.get_dummy_value()
 
     three = [types.int64] * 3

@@ -42,12 +42,15 @@ def lines(name: str):
 
 
 def _to_float32(builder, stored, name: str):
+    n = stored.type.count
+    floats, integers = (ir.VectorType(element, n) for element in (FLOAT, INT32))
     if name == "bfloat16":
-        wide = builder.zext(stored, lanes(INT32))
-        shifted = builder.shl(wide, ir.Constant(lanes(INT32), [16] * LANES))
-        return builder.bitcast(shifted, lanes(FLOAT))
+        wide = builder.zext(stored, integers)
+        shifted = builder.shl(wide, ir.Constant(integers, [16] * n))
+        return builder.bitcast(shifted, floats)
     if name == "float16":
-        return builder.fpext(builder.bitcast(stored, lanes(ir.HalfType())), lanes(FLOAT))
+        halves = ir.VectorType(ir.HalfType(), n)
+        return builder.fpext(builder.bitcast(stored, halves), floats)
     return stored
 
 
@@ -93,6 +96,14 @@ class Loop:
     def load_row(self, row, name: str, k: int):
         """Vector ``k`` of a stored row, as float32."""
         return _to_float32(self.builder, self.load(row, STORED[name], BYTES[name], k), name)
+
+    def load_part(self, row, name: str, k: int, first: int, n: int):
+        """Elements ``first`` to ``first + n`` of that vector."""
+        element, size = STORED[name], BYTES[name]
+        start = self.builder.add(row, INT(first * size))
+        loaded = self.builder.load(self.place(start, element, size, k, ir.VectorType(element, n)))
+        loaded.align = size
+        return _to_float32(self.builder, loaded, name)
 
     def load_line(self, row, name: str, line: int):
         """A cache line's worth of a stored row, as float32 vectors.
