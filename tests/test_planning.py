@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.recipes import merged, plan
 from wspace.errors import CheckpointError
@@ -175,3 +175,29 @@ def test_models_of_equal_headers_are_planned_like_any_others(tmp_path, method, p
     )
     assert len({t.step.numbers.each["weight"] for t in plans[0].tensors if t.step}) > 4
     assert all(torch.equal(outputs[0][name], outputs[1][name]) for name in outputs[1])
+
+
+def test_tensors_that_differ_in_type_or_place_are_planned_as_each_on_its_own(tmp_path):
+    """A pattern that takes all is looked at for each tensor, and none is planned in short."""
+    paths = [make(tmp_path / name, seed) for seed, name in enumerate("abc")]
+    for k, kind in enumerate((torch.float16, torch.bfloat16, torch.float64)):
+        path = paths[k]
+        tensors = load_file(path / "model.safetensors")
+        ids = tensors.pop("ids")
+        for name in list(tensors)[k::3]:
+            tensors[name] = tensors[name].to(kind)
+        tensors["layers.1.third.w"] = tensors["layers.1.mlp.w"].clone()
+        tensors["layers.1.other.w"] = tensors["layers.1.mlp.w"].clone()
+        if k == 0:  # the base, whose types are written
+            tensors |= {"ids": ids, "more": ids.clone()}
+            tensors["layers.1.other.w"] = tensors["layers.1.other.w"].to(torch.bfloat16)
+        save_file(dict(reversed(tensors.items())), path / "model.safetensors")
+    text = RECIPE.format("task_arithmetic", *paths, "lambda: 0.5")
+    text = text.replace("dtype: bfloat16\n", "").replace("mlp", "1.mlp")
+    short, each = plan(text)[0].tensors, plan(text, include=["*"])[0].tensors
+    assert len(short) == 17
+    assert {t.dtype for t in short} >= {"F32", "I64"}
+    assert len({tuple(s.record.dtype for s in t.stored) for t in short}) > 3
+    for one, other in zip(short, each, strict=True):
+        assert one[:7] == other[:7]
+        assert one.step is None or one.step.numbers == other.step.numbers

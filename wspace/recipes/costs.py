@@ -12,6 +12,7 @@ from wspace.recipes.mixed import needs_of
 from wspace.recipes.parts import parts_of
 from wspace.recipes.plan import Plan
 from wspace.sizes import parse_bytes
+from wspace.storage.checkpoints import Checkpoint
 from wspace.storage.headers import BITS
 
 
@@ -40,15 +41,22 @@ def cost(*plans: Plan, device: str = "auto", memory: int | str = "1GiB") -> Cost
         held = max([need.held_bytes for need in needs], default=0)
         return Cost(read, 0, max(held, chosen.held_bytes))
 
-    taken = recorded_of(plans)
+    written = _written(plans)
+    taken = recorded(_checkpoints(plans), written)
     found = enough(within, parse_bytes(memory), "merge", taken)
-    return Cost(
-        sum(copied.values()) + found.read_bytes, sum(plan.nbytes for plan in plans),
-        taken + found.memory_bytes,
-    )  # fmt: skip
+    read = sum(copied.values()) + found.read_bytes
+    return Cost(read, sum(written), taken + found.memory_bytes)
 
 
 def recorded_of(plans: Sequence[Plan]) -> int:
     """Bytes of what is known about the tensors that plans read and write."""
-    written = [t.numel * BITS[t.dtype] // 8 for plan in plans for t in plan.tensors]
-    return recorded([checkpoint for plan in plans for checkpoint in plan.checkpoints], written)
+    return recorded(_checkpoints(plans), _written(plans))
+
+
+def _checkpoints(plans: Sequence[Plan]) -> list[Checkpoint]:
+    return [checkpoint for plan in plans for checkpoint in plan.checkpoints]
+
+
+def _written(plans: Sequence[Plan]) -> list[int]:
+    """Bytes of each tensor of the outputs."""
+    return [t.numel * BITS[t.dtype] // 8 for plan in plans for t in plan.tensors]

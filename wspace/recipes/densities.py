@@ -13,7 +13,8 @@ from wspace.recipes.steps import TensorPlan
 def check_choices(recipe: Recipe, tensors: Sequence[TensorPlan], problems: Problems) -> None:
     """Raises RecipeError where every tensor would be the base's, or a choice cannot be made."""
     mixed = [tensor for tensor in tensors if tensor.step]
-    pruned = [tensor.name for tensor in mixed if _keeps_nothing(tensor)]
+    choosing = [tensor for tensor in mixed if tensor.step and tensor.step.choice]
+    pruned = [tensor.name for tensor in choosing if _keeps_nothing(tensor)]
     if pruned and len(pruned) == len([tensor for tensor in mixed if tensor.numel]):
         problems.error(
             recipe.method_line,
@@ -25,7 +26,7 @@ def check_choices(recipe: Recipe, tensors: Sequence[TensorPlan], problems: Probl
         problems.note(f"density keeps no element of {pruned[0]!r}{more}: the base's is written")
     whole = {
         tensor.step.choice.densities
-        for tensor in mixed
+        for tensor in choosing
         if tensor.step and tensor.step.choice and _is_whole(tensor)
     }
     if len(whole) > 1:

@@ -7,7 +7,6 @@ whose numbers run from 0 without a gap. Of nested ones (experts in a layer) the 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -33,15 +32,14 @@ class Place(NamedTuple):
 def find_stacks(names: Iterable[str]) -> dict[str, int]:
     """The outermost stacks, and how many layers each has."""
     stacks: dict[str, int] = {}
-    left = [(name, 0) for name in names]
+    left = [(names, 0)]
     while left:  # first numbers of all names, then second ones of those that are in no stack yet
-        found = [(name, m.end()) for name, at in left if (m := _NUMBER.search(name, at))]
-        heads = [name[:end] for name, end in found]
+        found = {head: own for some, at in left for head, own in _by_number(some, at).items()}
         counts: dict[str, dict[int, int]] = {}
-        for head, n in Counter(heads).items():
+        for head, own in found.items():
             prefix, _, number = head.rpartition(".")
             layers = counts.setdefault(prefix, {})
-            layers[int(number)] = layers.get(int(number), 0) + n
+            layers[int(number)] = layers.get(int(number), 0) + len(own)
         new = {
             prefix: len(layers)
             for prefix, layers in counts.items()
@@ -52,15 +50,31 @@ def find_stacks(names: Iterable[str]) -> dict[str, int]:
             )
         }
         stacks |= new
-        done = {
-            head for head in set(heads) if (prefix := head.rpartition(".")[0]) and prefix in new
-        }
-        left = [each for each, head in zip(found, heads, strict=True) if head not in done]
+        left = [
+            (own, len(head))
+            for head, own in found.items()
+            if not (prefix := head.rpartition(".")[0]) or prefix not in new
+        ]
     return {
         prefix: n
         for prefix, n in stacks.items()
         if not any(prefix.startswith(f"{outer}.") for outer in stacks)
     }
+
+
+def _by_number(names: Iterable[str], at: int) -> dict[str, list[str]]:
+    """Names by their part up to the first number after ``at``; those without one are left out."""
+    found: dict[str, list[str]] = {}
+    begin, own = None, []
+    for name in names:
+        if begin is None or not name.startswith(begin):  # names of a layer follow one another
+            match = _NUMBER.search(name, at)
+            if match is None:
+                continue
+            begin = name[: match.end() + 1]
+            own = found.setdefault(name[: match.end()], [])
+        own.append(name)
+    return found
 
 
 def place_of(name: str, stacks: Mapping[str, int]) -> Place | None:
@@ -74,17 +88,16 @@ def place_of(name: str, stacks: Mapping[str, int]) -> Place | None:
 
 def depths(names: Iterable[str], stacks: Mapping[str, int]) -> Iterator[float]:
     """:func:`depth` of each tensor; 0 outside the layers."""
-    known: dict[str, float] = {}  # of names up to their first number
+    if not stacks:
+        yield from (0.0 for _ in names)
+        return
+    begin, t = None, 0.0  # of a layer: its names, with the dot, and its depth
     for name in names:
-        match = _NUMBER.search(name) if stacks else None
-        head = name[: match.end()] if match else ""
-        if head in known:
-            yield known[head]
-            continue
-        place = place_of(name, stacks)
-        t = depth(place.layer, stacks[place.stack]) if place else 0.0
-        if not match or match.start() == (len(place.stack) if place else -1):
-            known[head] = t
+        if begin is None or not name.startswith(begin):
+            place = place_of(name, stacks)
+            t = depth(place.layer, stacks[place.stack]) if place else 0.0
+            match = _NUMBER.match(name, len(place.stack)) if place else None
+            begin = name[: match.end() + 1] if match else None
         yield t
 
 

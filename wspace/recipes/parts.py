@@ -106,54 +106,64 @@ def parts_of(plans: Sequence[Plan]) -> list[Part]:
             if id(checkpoint) not in numbers:
                 numbers[id(checkpoint)] = len(checkpoints)
                 checkpoints.append(checkpoint)
-    collected = _Collected(share=len(plans) > 1)
-    for output, plan in enumerate(plans):
-        of_plan = [numbers[id(checkpoint)] for checkpoint in plan.checkpoints]
-        used_of: dict[tuple, tuple[tuple[int, ...] | None, tuple[int, ...], np.ndarray | None]] = {}
+    of_plans = [[numbers[id(checkpoint)] for checkpoint in plan.checkpoints] for plan in plans]
+    if len(plans) == 1:
+        return _in_parts(_of_one(plans[0], of_plans[0]), checkpoints)
+    collected = _Collected()
+    for output, (plan, of_plan) in enumerate(zip(plans, of_plans, strict=True)):
+        used_of: dict[tuple, _Used] = {}
         for tensor in plan.tensors:
             step = tensor.step
             if step is None or step.choice:
                 continue
             key = id(step), tensor.rows
             if key not in used_of:
-                which, factors = _used(step)
-                if which is None or len(which) == len(tensor.rows):
-                    which = None
-                rows = tensor.rows if which is None else [tensor.rows[k] for k in which]
-                used_of[key] = which, tuple([of_plan[row] for row in rows]), factors
-            which, rows, factors = used_of[key]
-            stored = tensor.stored if which is None else tuple([tensor.stored[k] for k in which])
-            collected.add(output, tensor, rows, stored, factors)
-    return collected.parts(checkpoints)
+                used_of[key] = _used(step, tensor.rows, of_plan)
+            collected.add(output, tensor, used_of[key])
+    return _in_parts(collected.found(), checkpoints)
+
+
+Found = dict[tuple[tuple[int, ...], tuple[Use, ...]], list[Shared]]
+"""What parts hold, by the numbers of the checkpoints that are read, and the uses."""
+
+
+def _of_one(plan: Plan, of_plan: Sequence[int]) -> Found:
+    """Of a plan alone: there is nothing to look for that others read too."""
+    found: Found = {}
+    known: dict[tuple, tuple[_Used, tuple[np.ndarray | None], list[Shared]]] = {}
+    for tensor in plan.tensors:
+        step = tensor.step
+        if step is None or step.choice:
+            continue
+        key = id(step), tensor.rows, tensor.dtype
+        if key not in known:
+            used = _used(step, tensor.rows, of_plan)
+            given = used.factors is not None
+            use = Use(0, tuple(range(len(used.rows))), step.based, tensor.dtype,
+                      step.rowwise and not given, given)  # fmt: skip
+            known[key] = used, (used.factors,), found.setdefault((used.rows, (use,)), [])
+        used, factors, tensors = known[key]
+        tensors.append(tuple.__new__(Shared, (used.of(tensor), (tensor,), factors)))
+    return found
 
 
 class _Collected:
-    def __init__(self, *, share: bool) -> None:
-        self._share = share
-        self._alone: dict[tuple, list[Shared]] = {}  # of one plan: nothing to look for
+    """Tensors of several plans, together where they read the same."""
+
+    def __init__(self) -> None:
         self._inputs: dict[int, _Inputs] = {}
         self._home: dict[tuple[Entry, bool], _Inputs] = {}
 
-    def add(
-        self,
-        output: int,
-        tensor: TensorPlan,
-        rows: tuple[int, ...],
-        stored: tuple[StoredTensor, ...],
-        factors: np.ndarray | None,
-    ) -> None:
+    def add(self, output: int, tensor: TensorPlan, used: _Used) -> None:
         assert tensor.step is not None
-        rowwise = tensor.step.rowwise and factors is None
-        if not self._share:
-            key = (output, rows, tensor.dtype, tensor.step.based, rowwise, factors is None)
-            self._alone.setdefault(key, []).append(Shared(stored, (tensor,), (factors,)))
-            return
-        entries = tuple(zip(rows, map(id, stored), strict=True))
+        rowwise = tensor.step.rowwise and used.factors is None
+        stored = used.of(tensor)
+        entries = tuple(zip(used.rows, map(id, stored), strict=True))
         given = dict(zip(entries, stored, strict=True))
         inputs = self._joined(_Inputs(rowwise), given)
         inputs.stored |= given
         self._home |= dict.fromkeys([(entry, rowwise) for entry in given], inputs)
-        inputs.uses.append((output, tensor, entries, factors))
+        inputs.uses.append((output, tensor, entries, used.factors))
 
     def _joined(self, new: _Inputs, given: dict[Entry, StoredTensor]) -> _Inputs:
         """What is read together with these already, where checkpoints give the same tensors."""
@@ -172,12 +182,9 @@ class _Collected:
             new = other
         return new
 
-    def parts(self, checkpoints: Sequence[Checkpoint]) -> list[Part]:
-        found: dict[tuple, list[Shared]] = {}
+    def found(self) -> Found:
+        found: Found = {}
         uses_of: dict[tuple, tuple[Use, ...]] = {}
-        for (output, rows, dtype, based, rowwise, measured), tensors in self._alone.items():
-            use = Use(output, tuple(range(len(rows))), based, dtype, rowwise, not measured)
-            found[rows, (use,)] = tensors
         for inputs in self._inputs.values():
             rows = tuple([row for row, _ in inputs.stored])
             place = {entry: k for k, entry in enumerate(inputs.stored)}
@@ -196,16 +203,29 @@ class _Collected:
                 tuple([factors for _, _, _, factors in inputs.uses]),
             )
             found.setdefault((rows, uses), []).append(shared)
-        parts = []
-        for (rows, uses), tensors in found.items():
-            groups = [tensor.group for tensor in tensors]
+        return found
+
+
+def _in_parts(found: Found, checkpoints: Sequence[Checkpoint]) -> list[Part]:
+    parts = []
+    for (rows, uses), tensors in found.items():
+        groups = _groups_of(tensors)
+        if len(set(groups)) > 1:
             first = {group: place for place, group in reversed(list(enumerate(groups)))}
-            if len(first) > 1:
-                order = sorted(range(len(tensors)), key=lambda k: first[groups[k]])
-                tensors, groups = [tensors[k] for k in order], [groups[k] for k in order]
-            of_rows = tuple([checkpoints[row] for row in rows])
-            parts.append(Part(of_rows, uses, tuple(tensors), tuple(groups)))
-        return parts
+            order = sorted(range(len(tensors)), key=lambda k: first[groups[k]])
+            tensors, groups = [tensors[k] for k in order], [groups[k] for k in order]
+        of_rows = tuple([checkpoints[row] for row in rows])
+        parts.append(Part(of_rows, uses, tuple(tensors), tuple(groups)))
+    return parts
+
+
+def _groups_of(tensors: Sequence[Shared]) -> list[tuple[str, ...]]:
+    """:attr:`Shared.group` of each of those that have the same rows."""
+    columns = list(zip(*[tensor.stored for tensor in tensors], strict=True))
+    if any(stored.derived for column in columns for stored in column):
+        return [tensor.group for tensor in tensors]
+    dtypes = [[stored.record.dtype for stored in column] for column in columns]
+    return list(zip(*dtypes, strict=True))
 
 
 def _of_same_rows(entries: Iterable[Entry], others: Iterable[Entry]) -> set[Entry]:
@@ -224,15 +244,30 @@ def _signature(
     return output, which, tensor.step.based, tensor.dtype, factors is not None
 
 
-def _used(step: Step) -> tuple[tuple[int, ...] | None, np.ndarray | None]:
-    """Which rows have a factor that is not zero, and their factors; None where none is known."""
-    factors = step.factors
-    if factors is None:
-        return None, None
-    used = np.flatnonzero(factors).tolist()
-    if not used and not step.based:
-        used = [0]  # zeros of the right shape
-    return (*used, *([len(factors)] if step.based else [])), factors[used]
+class _Used(NamedTuple):
+    """Which of a step's rows have a factor that is not zero."""
+
+    which: tuple[int, ...] | None  # None: all
+    rows: tuple[int, ...]  # the numbers of their checkpoints
+    factors: np.ndarray | None  # theirs; None: not known before they are read
+
+    def of(self, tensor: TensorPlan) -> tuple[StoredTensor, ...]:
+        which = self.which
+        return tensor.stored if which is None else tuple([tensor.stored[k] for k in which])
+
+
+def _used(step: Step, rows: tuple[int, ...], of_plan: Sequence[int]) -> _Used:
+    """``rows``: of the plan; ``of_plan``: the number of each of its checkpoints."""
+    which, factors = None, step.factors
+    if factors is not None:
+        used = np.flatnonzero(factors).tolist()
+        if not used and not step.based:
+            used = [0]  # zeros of the right shape
+        if len(used) < len(factors):
+            which = (*used, *([len(factors)] if step.based else []))
+        factors = factors[used]
+    read = rows if which is None else [rows[k] for k in which]
+    return _Used(which, tuple([of_plan[row] for row in read]), factors)
 
 
 class Batch(NamedTuple):

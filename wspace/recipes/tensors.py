@@ -49,7 +49,7 @@ class Tensors:
         self._parts: dict[tuple[int, tuple[int, ...]], Scope | None] = {}
         self._of_layers: dict[int, Layers] = {}
         self._steps: dict[tuple, Step | None] = {}
-        self._finds: dict[tuple[int, ...], tuple[list[Find], bool]] = {}
+        self._finds: dict[tuple[int, ...], list[Find]] = {}
         self._types: dict[tuple, str | None] = {}
         dtype = recipe.out_dtype or recipe.dtype
         self._dtype = CODES[dtype] if dtype else None
@@ -66,7 +66,7 @@ class Tensors:
         if reason:
             self.left_out[output] = reason
             return
-        finds, _ = self._finds_of(models)
+        finds = self._finds_of(models)
         if inputs is None:
             found = [find(output) for find in finds]
         else:
@@ -86,37 +86,43 @@ class Tensors:
     ) -> None:
         """:meth:`add` of tensors that have one name in all models and the output.
 
-        Of models with the same header, those that are like one before are added in short.
+        Those that are in all models like one before are added in short.
         """
-        (find, *_), alike = self._finds_of(models)
-        asked = bool(self._include or self._exclude or self._diagonals)
-        known: dict[tuple, tuple[str, Step | None]] = {}
-        planned, n = self.planned, len(models)
-        for name, t in zip(names, ts, strict=True):
-            stored = find(name) if alike and not asked else None
-            if stored is None or stored.derived is not None:
+        checkpoints = [self.checkpoints[model] for model in models]
+        special = self._include or self._exclude or self._diagonals
+        if special or any(checkpoint.aliases for checkpoint in checkpoints):
+            for name, t in zip(names, ts, strict=True):
                 self.add(scope, models, name, None, t)
-                continue
-            dtype, shape, *_ = stored.record
+            return
+        columns = {id(c.tensors): list(map(c.tensors.get, names)) for c in checkpoints}
+        rows = zip(*[columns[id(c.tensors)] for c in checkpoints], strict=True)
+        first, *others = map(_kinds, columns.values())
+        kinds = zip(first, *[column for column in others if column != first], strict=True)
+        known: dict[tuple, tuple[tuple[int, ...], int, str, Step | None]] = {}
+        planned = self.planned
+        for name, t, stored, kind in zip(names, ts, rows, kinds, strict=True):
             matches = tuple([f in name for f in scope.filters]) if scope.filters else ()
-            key = t, dtype, len(shape), matches
+            key = t, kind, matches
             if key in known:
-                made = (name, shape, math.prod(shape), known[key][0], models, (stored,) * n, None,
-                        known[key][1], ())  # fmt: skip
+                shape, numel, dtype, step = known[key]
+                made = (name, shape, numel, dtype, models, stored, None, step, ())
                 planned.append(tuple.__new__(TensorPlan, made))
                 continue
             before = len(planned)
             self.add(scope, models, name, None, t)
-            if len(planned) > before:
-                known[key] = planned[-1].dtype, planned[-1].step
+            if len(planned) > before and None not in kind:
+                known[key] = (
+                    planned[-1].shape,
+                    planned[-1].numel,
+                    planned[-1].dtype,
+                    planned[-1].step,
+                )
 
-    def _finds_of(self, models: tuple[int, ...]) -> tuple[list[Find], bool]:
-        """How each model's tensors are found, and whether all are at the same places."""
+    def _finds_of(self, models: tuple[int, ...]) -> list[Find]:
+        """How each model's tensors are found."""
         if models not in self._finds:
             checkpoints = [self.checkpoints[model] for model in models]
-            finds = [c.find if c.aliases else c.tensors.get for c in checkpoints]
-            alike = all(c.tensors is checkpoints[0].tensors and not c.aliases for c in checkpoints)
-            self._finds[models] = finds, alike
+            self._finds[models] = [c.find if c.aliases else c.tensors.get for c in checkpoints]
         return self._finds[models]
 
     def _add_found(
@@ -301,6 +307,11 @@ class Tensors:
                 None,
                 f"{reference} has no tensor {names[0]!r}{more}: merged from the models that do",
             )
+
+
+def _kinds(column: Iterable[StoredTensor | None]) -> list[tuple[str, tuple[int, ...]] | None]:
+    """Type and shape of each tensor; None of one that is not there, or is computed."""
+    return [None if s is None or s.derived is not None else s.record[:2] for s in column]
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
