@@ -41,6 +41,7 @@ _WEIGHT_SCALES = ("_scale_inv", "_scale")
 _BLOCKS: tuple[tuple[int, int], ...] = (
     (128, 128), (64, 64), (32, 32), (256, 256), (16, 16), (512, 512),
 )  # fmt: skip
+_LONGEST = max(map(len, (*_ENDS, *_WEIGHT_SCALES)))
 _IDLE = (".input_scale", ".output_scale", ".k_scale", ".v_scale", ".activation_scale")
 """Scales of what flows through the model, not of its weights: of no use without 8-bit weights."""
 
@@ -105,7 +106,10 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
     Any other is given back as it is. Raises CheckpointError for weights that cannot be averaged,
     and for scales that do not fit their weights.
     """
-    _refuse(checkpoint)
+    ends = {name[-_LONGEST:] for name in checkpoint.tensors}  # few, of however many tensors
+    _refuse(checkpoint, any(end.endswith(_ENDS) for end in ends))
+    if not any(end.endswith(_WEIGHT_SCALES) for end in ends):
+        return checkpoint
     sizes = quantisation_of(checkpoint.home).get("weight_block_size")
     block = None
     if isinstance(sizes, list) and [type(size) for size in sizes] == [int, int]:
@@ -142,10 +146,10 @@ def _owner(checkpoint: Checkpoint, name: str) -> str | None:
     return owner if weight is not None and weight.record.dtype in _FLOAT8 else None
 
 
-def _refuse(checkpoint: Checkpoint) -> None:
+def _refuse(checkpoint: Checkpoint, packed_names: bool) -> None:
     dtypes = {tensor.record.dtype for tensor in checkpoint.tensors.values()}
     whole = not any(BITS[dtype] < 8 or dtype in _INTEGERS for dtype in dtypes)
-    if whole and not [name for name in checkpoint.tensors if name.endswith(_ENDS)]:
+    if whole and not packed_names:
         return
     for name, tensor in checkpoint.tensors.items():
         dtype = tensor.record.dtype

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -222,7 +223,7 @@ def _in_parts(found: Found, checkpoints: Sequence[Checkpoint]) -> list[Part]:
 def _groups_of(tensors: Sequence[Shared]) -> list[tuple[str, ...]]:
     """:attr:`Shared.group` of each of those that have the same rows."""
     columns = list(zip(*[tensor.stored for tensor in tensors], strict=True))
-    if any(stored.derived for column in columns for stored in column):
+    if any(any(map(attrgetter("derived"), column)) for column in columns):
         return [tensor.group for tensor in tensors]
     dtypes = [[stored.record.dtype for stored in column] for column in columns]
     return list(zip(*dtypes, strict=True))
