@@ -37,9 +37,12 @@ class TensorRecord(NamedTuple):
 def plain_records(text: str, data_start: int, n_data: int) -> dict[str, TensorRecord] | None:
     """The entries of a header in the form that safetensors writes; None for ``records_of`` to tell.
 
-    ``text``: the entries alone, ``"name":{"dtype":"BF16",...},...``, without a backslash or control
-    character. Column by column, as there may be a million: each must be where the one before ends.
+    ``text``: the entries alone, ``"name":{"dtype":"BF16",...},...``, without a backslash. Column by
+    column, as there may be a million: each must be where the one before ends.
     """
+    encoded = text.encode()
+    if len(encoded.translate(None, _CONTROL)) < len(encoded):
+        return None  # JSON has none of these as they are
     found = _PLAIN.findall(text)
     if len("".join(chain.from_iterable(found))) + _AROUND * len(found) != len(text) + 1:
         return None  # something lies between entries, or there is none
@@ -58,6 +61,8 @@ def plain_records(text: str, data_start: int, n_data: int) -> dict[str, TensorRe
     records = dict(zip(names, map(partial(tuple.__new__, TensorRecord), rows), strict=True))
     return records if len(records) == len(names) else None
 
+
+_CONTROL = bytes(range(32))
 
 _PLAIN = re.compile(
     r'"([^"]*)":\{("dtype":"[^"]*","shape":\[[^]"]*\]),"data_offsets":\[([^,"]*),([^]"]*)\]\}(?:,|\Z)'

@@ -131,9 +131,7 @@ def plain_parts(text: bytes) -> Plain | None:
     if not (start == 1 or decoded[start - 1 : start] == ",") or not decoded.endswith("}"):
         return None
     entries = decoded[start:-1]
-    encoded = entries.encode()
-    escaped = len(encoded.translate(None, _ESCAPED)) < len(encoded)
-    if escaped or '"__metadata__"' in entries or not _are_texts(metadata):
+    if "\\" in entries or '"__metadata__"' in entries or not _are_texts(metadata):
         return None
     return Plain(metadata, entries)
 
@@ -189,9 +187,6 @@ class _DuplicateKeyError(ValueError):
 
 
 _METADATA = '{"__metadata__":'
-
-_ESCAPED = bytes(range(32)) + b"\\"
-"""A text of JSON that has none of these stands for itself."""
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
