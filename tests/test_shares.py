@@ -106,13 +106,14 @@ def test_a_range_that_was_cut_short_goes_on(zoo, expected, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("n", [1, 3], ids=["as one process", "in other ranges"])
 def test_what_ranges_have_finished_is_of_use_to_others(zoo, expected, tmp_path, n):
-    merge_share(zoo, 1, 2, tmp_path)
+    merge_share(zoo, 1, 2, tmp_path, memory="8MiB")
     read = []
     for index in range(n):
         counts = [0]
         merge_share(
-            zoo, index, n, tmp_path, progress=lambda done, _, counts=counts: counts.append(done)
-        )
+            zoo, index, n, tmp_path, memory="8MiB",
+            progress=lambda done, _, counts=counts: counts.append(done),
+        )  # fmt: skip
         read.append(counts[-1])
     same(tmp_path, expected)
     assert sum(read) < 0.6 * sum(tensor.numel * 12 for tensor in zoo.tensors)
