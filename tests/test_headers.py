@@ -224,6 +224,16 @@ HOSTILE = {
     "bool size": ({"x": entry(shape=[2, True])}, bytes(8), r"list of sizes, found \[2, True\]"),
     "text size": ({"x": entry(shape=["2"])}, bytes(8), r"list of sizes, found \['2'\]"),
     "NaN size": ({"x": entry(shape=[float("nan")])}, bytes(8), r"list of sizes, found \[nan\]"),
+    "NaN for what is not looked at": (
+        {"x": entry() | {"more": [float("nan")]}},
+        bytes(8),
+        "header is not JSON: it has NaN for a value",
+    ),
+    "Infinity for what is not looked at": (  # found by the fuzzer
+        {"x": entry() | {"more": float("inf")}},
+        bytes(8),
+        "header is not JSON: it has Infinity for a value",
+    ),
     "size 2**63": ({"x": entry(shape=[2**63])}, bytes(8), "expected a list of sizes, found"),
     "size 2**63 beside none": (
         {"x": entry(shape=[0, 2**63], offsets=(0, 0))},

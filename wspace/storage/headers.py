@@ -155,6 +155,7 @@ def _parse_any(text: bytes, n_data: int, path: Location) -> Header:
             if not storable(name):
                 raise CheckpointError(f"{path}: tensor {name!r:.200}: its name is not Unicode text")
     records = records_of(entries, data_start, n_data, path)
+    _refuse_constants(text, path)
     tensors = dict(sorted(records.items(), key=lambda item: (item[1].start, item[1].nbytes)))
     expected, previous = data_start, "the header"
     for name, record in tensors.items():
@@ -171,6 +172,16 @@ def _parse_any(text: bytes, n_data: int, path: Location) -> Header:
             f"{n_data}; it is cut off or has bytes that belong to no tensor"
         )
     return Header(tensors, metadata)
+
+
+def _refuse_constants(text: bytes, path: Location) -> None:
+    """What Python's JSON alone takes for numbers: there may be some in what is not looked at."""
+
+    def refuse(constant: str) -> None:
+        raise CheckpointError(f"{path}: header is not JSON: it has {constant} for a value")
+
+    if b"NaN" in text or b"Infinity" in text:
+        json.loads(text, parse_constant=refuse)
 
 
 def storable(name: str) -> bool:
