@@ -60,7 +60,8 @@ def test_what_is_slow_is_the_bottleneck(zoo, tmp_path, monkeypatch):
         patch.setattr(reading, "_fill", slowed(reading._fill, 1))
         assert bottleneck("a") == "reading"
     with monkeypatch.context() as patch:
-        patch.setattr(writing.OutputFile, "write", slowed(writing.OutputFile.write, 1))
+        slow = slowed(writing.CheckpointWriter._write, 1)  # headers are the start
+        patch.setattr(writing.CheckpointWriter, "_write", slow)
         assert bottleneck("b") == "writing"
 
 
