@@ -72,8 +72,8 @@ def _sum_portion(builder, op: str, portion, args, *, fetching: bool) -> None:
     a, b, row_bytes, n_bytes, out, out_row_bytes, soon, later = args
     places = [_place(builder, out, out_row_bytes, *pair, first, n) for pair in pairs]
     so_far = [builder.load(place) for place in places]
-    for loaded in so_far:
-        loaded.align = 8
+    for total in so_far:
+        total.align = 8
     entry = builder.block
     loop = builder.append_basic_block("columns")
     done = builder.append_basic_block("sums")
@@ -86,15 +86,15 @@ def _sum_portion(builder, op: str, portion, args, *, fetching: bool) -> None:
         for row in (soon, later):
             fetch(builder, builder.add(row, half))
 
-    def loaded(base, row):
+    def load(base, row):
         start = builder.add(base, _INT(8 * first))
         address = builder.add(builder.add(start, offset), builder.mul(row_bytes, _INT(row)))
         vector = builder.load(builder.inttoptr(address, _vector(n).as_pointer()))
         vector.align = 8
         return vector
 
-    rows = {row: loaded(a, row) for row in {row for row, _ in pairs}}
-    columns = {column: loaded(b, column) for column in {column for _, column in pairs}}
+    rows = {row: load(a, row) for row in {row for row, _ in pairs}}
+    columns = {column: load(b, column) for column in {column for _, column in pairs}}
     sums = [
         _step(builder, op, rows[row], columns[column], total)
         for (row, column), total in zip(pairs, totals, strict=True)
