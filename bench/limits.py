@@ -156,12 +156,12 @@ def machine() -> dict[str, str | int | float]:
 
 
 def machine_name() -> str:
-    """A folder's name for this machine, such as ``cpu-amd-epyc-26-2``: processor, its family, which
-    tells apart what is called the same, and cores."""
+    """A folder's name for this machine, such as ``cpu-amd-epyc-25-17-2``: processor, its family and
+    model, which tell apart what is called the same, and cores."""
     words = re.sub(r"\(r\)|\(tm\)|@.*|\bcpu\b|processor", " ", _cpu_model().lower())
-    family = re.findall(r"[a-z0-9_]+", _cpu_family().lower())[0]
+    family = _cpu_family().lower().replace(" model ", "").split(",")[:2]
     cores = str(len(os.sched_getaffinity(0)))
-    return "-".join(["cpu", *re.findall(r"[a-z0-9]+", words), family, cores])
+    return "-".join(["cpu", *re.findall(r"[a-z0-9]+", words), *family, cores])
 
 
 def _cpu_model() -> str:

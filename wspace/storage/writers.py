@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 from wspace.errors import OutputError, WspaceError
+from wspace.storage.residence import in_memory
 from wspace.storage.writing import CheckpointWriter, NewCheckpoint, Note
 from wspace.team import ALONE, Team
+
+
+THREADS = 4
+"""Requests to a disk at a time."""
 
 
 @contextmanager
@@ -25,7 +32,7 @@ def checkpoint_writers(
     refusal (a WspaceError that no failing disk or network caused) would be met again, and leaves
     nothing of what this run began.
     """
-    pool = ThreadPoolExecutor(4, thread_name_prefix="wspace-write")
+    pool = ThreadPoolExecutor(_threads(outputs), thread_name_prefix="wspace-write")
     writers: list[CheckpointWriter] = []
     try:
         with team.in_turn():
@@ -44,6 +51,29 @@ def checkpoint_writers(
     pool.shutdown()
     for writer in writers:
         writer.close()
+
+
+def _threads(outputs: Sequence[NewCheckpoint]) -> int:
+    """On a file system in memory a file takes one request at a time, and the processors of others
+    spin meanwhile: one for each output (4.7 GB into 1.2 GB, two Zen 4 cores: 1.43 s with four,
+    1.25 s with one)."""
+    if not all(_in_memory(output.out) for output in outputs):
+        return THREADS
+    return max(1, min(len(outputs), THREADS))
+
+
+def _in_memory(out: Path) -> bool:
+    folder = next((parent for parent in out.absolute().parents if parent.is_dir()), None)
+    if folder is None:
+        return False
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # it may be written to, but not listed
+        return False
+    try:
+        return in_memory(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def all_finished(writers: Sequence[CheckpointWriter], team: Team) -> bool:
