@@ -8,6 +8,7 @@ from wkernels import cpu, elementwise, reference
 from wkernels.arguments import pointers_to
 from wkernels.cpu.divergences import exp, exp_less_1
 from wkernels.cpu.jit import kernel
+from wkernels.dtypes import CODES
 from wkernels.elementwise import Joint, joined, kept_sums, largest, no_mask
 from wkernels.selection import ALL
 
@@ -284,6 +285,32 @@ def test_ranks_of_lines_of_any_kind_are_those_of_a_stable_sort(kind, shape):
     rank = d.abs().argsort(dim=1, stable=True).argsort(dim=1).double()
     expected = (rank / (shape[1] - 1)).flatten().numpy()
     np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(40, 333, 1), (3, 128, 9), (1, 70_000, 1), (5, 1, 3)], ids=str)
+@pytest.mark.parametrize("kind", ["few values", "few values, and others", "sparse", "far apart"])
+@pytest.mark.parametrize("epsilon", [0.0, 0.2, 0.4])
+def test_what_is_drawn_by_rank_is_what_its_chances_draw(kind, shape, epsilon):
+    d = magnitudes_of(kind, shape).flatten()
+    d[d == 0] = 1e-30  # so that what is kept can be told
+    n, first, key = d.numel(), 12_345, np.uint64(0xFEED_BEEF_DEAD_0001)
+    row, nothing = pointers_to([d]), pointers_to([])
+    chances, kept = np.full(n, np.nan, np.float32), np.full(n, 99, np.uint8)
+    cpu.rank_chances(row, nothing, n, shape, 0.5, epsilon, chances, threads=2)
+    cpu.drawn_by_rank(row, nothing, n, shape, 0.5, epsilon, key, first, kept, threads=2)
+    mask, segments = no_mask(1, 1), np.array([[0, n]])
+    mask.key[:] = key
+    out = torch.full((2, n), torch.nan)
+    for target, code, table in ((out[0], CODES["float32"], chances), (out[1], cpu.KEPT, kept)):
+        own = cpu.Pointers(np.array([table.ctypes.data]), np.array([code]))
+        there = pointers_to([target])
+        cpu.joined(
+            row, nothing, segments, np.array([first]), mask, ones(1), there, chances=own, threads=2
+        )
+    assert torch.equal(out[0], out[1])
+    assert set(kept.tolist()) <= {0, 1}
+    np.testing.assert_array_equal(kept == 1, out[0].numpy() != 0)
+    assert 0.3 < kept.mean() < 0.7 or n < 100
 
 
 def test_variances_and_importances():

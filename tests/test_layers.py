@@ -44,6 +44,7 @@ LAYERS = [
     "wkernels.cpu.sieve",
     "wkernels.cpu.kept",
     "wkernels.cpu.consensus",
+    "wkernels.cpu.ranking",
     "wkernels.cpu.ranks",
     "wkernels.cpu.divergences",
     "wkernels.cpu.scores",

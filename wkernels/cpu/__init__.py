@@ -5,10 +5,11 @@ from wkernels.cpu.blocks import BLOCK
 from wkernels.cpu.columns import column_products, column_sums
 from wkernels.cpu.consensus import joined
 from wkernels.cpu.kept import COUNTS, N_SUMS, SIZES, SQUARES, agreements, kept_sums
+from wkernels.cpu.masks import KEPT
 from wkernels.cpu.means import precision_mean
 from wkernels.cpu.pointers import Pointers
 from wkernels.cpu.products import products
-from wkernels.cpu.ranks import rank_chances
+from wkernels.cpu.ranks import AREA_BYTES, drawn_by_rank, rank_chances
 from wkernels.cpu.scores import importances, pulled, variances
 from wkernels.cpu.selection import digit_counts, nth_equal
 from wkernels.cpu.sieve import ELEMENTS, ROOM, Sieve, sampled_blocks, sieved
@@ -17,9 +18,11 @@ from wkernels.cpu.statistics import row_moments
 from wkernels.cpu.weighted_sum import weighted_sum
 
 __all__ = [
+    "AREA_BYTES",
     "BLOCK",
     "COUNTS",
     "ELEMENTS",
+    "KEPT",
     "N_SUMS",
     "ROOM",
     "SIZES",
@@ -30,6 +33,7 @@ __all__ = [
     "column_products",
     "column_sums",
     "digit_counts",
+    "drawn_by_rank",
     "importances",
     "joined",
     "kept_sums",

@@ -56,6 +56,7 @@ def joined(
     threads: int,
 ) -> int:
     """See ``ops.joined``. ``out`` has one row, or none: then only ``balance`` is found.
+    ``chances``: of each element of each row, float32; or ``masks.KEPT``: whether it is kept.
 
     ``balance`` (float64 ``[S]``): the sum of the elected signs is added to it. Returns how many
     differences and outputs are NaN or Inf.

@@ -33,6 +33,11 @@ def called(builder, name: str, result, arguments):
     return builder.call(function, arguments)
 
 
+def mask_bits(builder, mask):
+    """A vector of booleans as an integer, the first one lowest."""
+    return builder.zext(builder.bitcast(mask, ir.IntType(LANES)), INT)
+
+
 def _fma(builder, a, b, c):
     kind = "f32" if a.type.element == FLOAT else "f64"
     return called(builder, f"fma.v{a.type.count}{kind}", a.type, [a, b, c])
@@ -144,7 +149,7 @@ def largest_bits(context, bits, n):
 
 @intrinsic
 def bucket_keys(context, bits, n, lowest, keys):
-    """``keys`` (uint16) of ``n`` magnitudes' bits: ``2 * bucket``, and 1 more if not its first.
+    """``keys`` (uint16) of ``n`` magnitudes' bits: ``8 * bucket``, and 1 more if not its first.
 
     A bucket is the upper half of the bits less ``lowest`` (int32), 0 if that is negative; its
     first number has a lower half of 0, and is 0 itself in bucket 0.
@@ -161,8 +166,8 @@ def bucket_keys(context, bits, n, lowest, keys):
             above = builder.icmp_signed(">", bucket, zero)
             lower = builder.and_(value, constant(INT32, 0xFFFF))
             odd = builder.icmp_unsigned("!=", builder.select(above, lower, value), zero)
-            double = builder.shl(builder.select(above, bucket, zero), constant(INT32, 1))
-            key = builder.or_(double, builder.zext(odd, lanes(INT32)))
+            eightfold = builder.shl(builder.select(above, bucket, zero), constant(INT32, 3))
+            key = builder.or_(eightfold, builder.zext(odd, lanes(INT32)))
             loop.store(builder.trunc(key, lanes(INT16)), keys, INT16, 2, k)
         loop.end()
         return context.get_dummy_value()

@@ -8,9 +8,9 @@ from __future__ import annotations
 from llvmlite import ir
 
 from wkernels import masks
-from wkernels.cpu.differences import constant, spread
+from wkernels.cpu.differences import called, constant, mask_bits, pointer_at, spread
 from wkernels.cpu.parts import intrinsic, types
-from wkernels.cpu.vectors import FLOAT, INT, INT32, LANES, TURN, Loop, lanes
+from wkernels.cpu.vectors import BYTE, FLOAT, INT, INT32, LANES, TURN, Loop, lanes
 
 _HALF = LANES // 2
 _LONGS = ir.VectorType(INT, _HALF)
@@ -58,6 +58,75 @@ def _over_draws(builder, n, position, key, keep):
         upper = builder.shuffle_vector(*halves, ir.Constant(lanes(INT32), _UPPER))
         keep(loop, k, builder.lshr(upper, constant(INT32, 32 - masks.CHANCE_BITS)))
     loop.end()
+
+
+@intrinsic
+def draw_bits(context, n, position, key, out):
+    """``out`` (int32): the upper ``CHANCE_BITS`` of ``n`` draws, a multiple of ``TURN``."""
+
+    def generate(context, builder, signature, args):
+        n, position, key, out = args
+
+        def keep(loop, k, drawn):
+            loop.store(drawn, out, INT32, 4, k)
+
+        _over_draws(builder, n, position, key, keep)
+        return context.get_dummy_value()
+
+    int64 = types.int64
+    return types.void(int64, int64, types.uint64, int64), generate
+
+
+@intrinsic
+def decide(context, drawn, n, lowest, highest, kept, undecided):
+    """``kept`` (uint8): whether each of ``n`` int32 is below ``lowest``, a multiple of ``TURN``.
+
+    Stores the places of those from there to below ``highest`` at ``undecided`` (uint32), and
+    returns how many they are.
+    """
+
+    def generate(context, builder, signature, args):
+        drawn, n, lowest, highest, kept, undecided = args
+        lowest, highest = spread(builder, lowest), spread(builder, highest)
+        loop = Loop(builder, n, [INT(0)])
+        (count,) = loop.totals
+        which = INT(0)
+        for k in range(TURN // LANES):
+            value = loop.load(drawn, INT32, 4, k)
+            below = builder.icmp_signed("<", value, lowest)
+            loop.store(builder.zext(below, lanes(BYTE)), kept, BYTE, 1, k)
+            between = builder.and_(builder.icmp_signed("<", value, highest), builder.not_(below))
+            bits = mask_bits(builder, between)
+            which = builder.or_(which, builder.shl(bits, INT(LANES * k)))
+        count = _store_places(builder, which, loop.index, undecided, count)
+        (count,) = loop.end([count])
+        return count
+
+    int64, int32 = types.int64, types.int32
+    return int64(int64, int64, int32, int32, int64, int64), generate
+
+
+def _store_places(builder, which, start, out, count):
+    """Stores ``start + k`` (uint32) for every bit ``k`` of ``which``, after the first ``count``."""
+    before = builder.block
+    some, done = builder.append_basic_block("some"), builder.append_basic_block("none")
+    builder.cbranch(builder.icmp_unsigned("!=", which, INT(0)), some, done)
+    builder.position_at_end(some)
+    left, at = builder.phi(INT), builder.phi(INT)
+    first = called(builder, "cttz.i64", INT, [left, ir.Constant(ir.IntType(1), 1)])
+    place = builder.trunc(builder.add(start, first), INT32)
+    builder.store(place, pointer_at(builder, out, INT32, at))
+    following = builder.add(at, INT(1))
+    rest = builder.and_(left, builder.sub(left, INT(1)))
+    for phi, now, later in ((left, which, rest), (at, count, following)):
+        phi.add_incoming(now, before)
+        phi.add_incoming(later, some)
+    builder.cbranch(builder.icmp_unsigned("!=", rest, INT(0)), some, done)
+    builder.position_at_end(done)
+    found = builder.phi(INT)
+    found.add_incoming(count, before)
+    found.add_incoming(following, some)
+    return found
 
 
 @intrinsic

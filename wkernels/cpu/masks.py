@@ -8,8 +8,9 @@ import numpy as np
 
 from wkernels import masks
 from wkernels.cpu.differences import TRIMS
-from wkernels.cpu.draws import keep_drawn, keep_each, keep_each_unbiased
+from wkernels.cpu.draws import draw_bits, keep_drawn, keep_each, keep_each_unbiased
 from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, WIDTHS, read
+from wkernels.cpu.jit import array_at
 from wkernels.cpu.parts import inlined, inner
 from wkernels.cpu.pointers import Pointers
 from wkernels.cpu.vectors import TURN
@@ -17,12 +18,17 @@ from wkernels.cpu.vectors import TURN
 COLUMNS = 1024
 """Elements at a time."""
 
+KEPT = -1
+"""In place of a type's code, of chances: bytes, 1 where an element is kept, 0 where it is not."""
+
 BITS = {np.float32: np.int32, np.float64: np.int64}
 """The integers whose order is that of the magnitudes of a type."""
 
 _GAMMA, _MIX_1, _MIX_2 = (np.uint64(n) for n in (masks.GAMMA, masks.MIX_1, masks.MIX_2))
 _SHIFT = np.uint64(64 - masks.CHANCE_BITS)
-_UNIT, _UNITS = np.float32(2.0**-masks.CHANCE_BITS), 2.0**masks.CHANCE_BITS
+UNITS = 2.0**masks.CHANCE_BITS
+"""A draw's bits times so many are below 1."""
+_UNIT = np.float32(1 / UNITS)
 _30, _27 = (np.uint64(n) for n in (30, 27))
 
 
@@ -72,12 +78,26 @@ def trim(values, bits, limits, position, keep, keep_before, drop, drop_before):
 
 
 @inner
-def _mixed(key, counter):
+def _draw(key, counter):
     z = key + (counter + np.uint64(1)) * _GAMMA
     z = (z ^ (z >> _30)) * _MIX_1
     z = (z ^ (z >> _27)) * _MIX_2
     # the last step of SplitMix64, z ^ (z >> 31), leaves the upper bits as they are
-    return np.float32(np.int32(z >> _SHIFT)) * _UNIT
+    return np.int32(z >> _SHIFT)
+
+
+@inner
+def _mixed(key, counter):
+    return np.float32(_draw(key, counter)) * _UNIT
+
+
+@inner
+def draws_of(position, key, out):
+    """The upper ``CHANCE_BITS`` of the draws of elements from ``position`` on; int32."""
+    done = out.size - out.size % TURN
+    draw_bits(done, position, key, out.ctypes.data)
+    for k in range(done, out.size):
+        out[k] = _draw(key, np.uint64(position + k))
 
 
 @inner
@@ -86,7 +106,7 @@ def draw(values, position, key, chance, out):
     n, done = values.size, 0
     if values.itemsize == 4:
         done = n - n % TURN
-        limit = np.int32(np.ceil(np.float64(chance) * _UNITS))
+        limit = np.int32(np.ceil(np.float64(chance) * UNITS))
         keep_drawn(values.ctypes.data, done, position, key, limit, out.ctypes.data)
     zero = values.dtype.type(0)
     for k in range(done, n):
@@ -110,6 +130,13 @@ def draw_each(values, position, key, chances, unbiased, out):
         drawn = _mixed(key, np.uint64(position + k)) < chances[k]
         kept = values[k] / (chances[k] if unbiased else one)
         out[k] = kept if drawn else zero
+
+
+@inner
+def _keep(values, kept, out):
+    zero = values.dtype.type(0)
+    for k in range(values.size):
+        out[k] = values[k] if kept[k] else zero
 
 
 NONE = Pointers(np.empty(0, np.int64), np.empty(0, np.int64))
@@ -227,8 +254,10 @@ def draws(i, segment, chances, tables):
 def drawn(i, segment, start, position, chances, tables, sizes, unbiased, values, out):
     """``out``: row ``i``'s differences, with zeros where they are not drawn."""
     key = tables.key[segment, i]
-    if chances.codes.size:
-        n = values.size
+    n = values.size
+    if chances.codes.size and chances.codes[i] == KEPT:
+        _keep(values, array_at(chances.addresses[i] + start, n, np.uint8), out)
+    elif chances.codes.size:
         read(chances.codes[i], chances.addresses[i], start, sizes[:n], COLUMNS)
         draw_each(values, position, key, sizes[:n], unbiased, out)
     else:

@@ -7,6 +7,7 @@ misled, which the counts show, the answer is left open. So the sample decides no
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -37,11 +38,12 @@ LINES = Sampling(256, 8, 8.0)
 """Where lines have factors of their own, elements of a line are alike."""
 
 
-def sampled_blocks(size: int, sampling: Sampling) -> list[int]:
+@cache
+def sampled_blocks(size: int, sampling: Sampling) -> tuple[int, ...]:
     """Where the blocks start that a tensor's sample is of."""
     n_blocks = -(-size // BLOCK)
     blocks = np.linspace(0, n_blocks - 1, min(n_blocks, sampling.blocks), dtype=int)
-    return [int(block) * BLOCK for block in np.unique(blocks)]
+    return tuple([int(block) * BLOCK for block in np.unique(blocks)])
 
 
 ROOM = 8

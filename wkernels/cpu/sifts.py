@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from wkernels.cpu.differences import called, constant, difference, loaded, pointer_at, spread
+from wkernels.cpu.differences import (
+    called,
+    constant,
+    difference,
+    loaded,
+    mask_bits,
+    pointer_at,
+    spread,
+)
 from wkernels.cpu.parts import intrinsic, types
 from wkernels.cpu.vectors import INT, INT32, LANES, STORED, TURN, Loop, lanes
 
@@ -22,11 +30,6 @@ def _counted(builder, so_far, mask):
 def _sum(builder, counts):
     total = called(builder, f"vector.reduce.add.v{LANES}i32", INT32, [counts])
     return builder.zext(total, INT)
-
-
-def _mask_bits(builder, mask):
-    """A vector of booleans as an integer, the first one lowest."""
-    return builder.zext(builder.bitcast(mask, ir.IntType(LANES)), INT)
 
 
 def _store_chosen(builder, which, values, out):
@@ -97,7 +100,7 @@ def _sift(name: str):
                 counts = [_counted(builder, *pair) for pair in zip(counts, masks, strict=True)]
                 lower = builder.icmp_signed(">", bits, above_low)
                 inside = builder.and_(lower, builder.not_(upper))
-                shifted = builder.shl(_mask_bits(builder, inside), INT(LANES * k))
+                shifted = builder.shl(mask_bits(builder, inside), INT(LANES * k))
                 which = builder.or_(which, shifted)
             chosen_at = builder.add(out, builder.mul(INT(4), position))
             _store_chosen(builder, which, values, chosen_at)

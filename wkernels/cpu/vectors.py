@@ -22,7 +22,7 @@ TURN = 64
 
 LANES = 16
 _LINE = 64  # bytes fetched by one prefetch
-INT, INT32, INT16, _BYTE = (ir.IntType(bits) for bits in (64, 32, 16, 8))
+INT, INT32, INT16, BYTE = (ir.IntType(bits) for bits in (64, 32, 16, 8))
 FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
 
 
@@ -58,11 +58,11 @@ def fetch(builder, address) -> None:
     """Ask for the cache line at an address, into the second level; never fails."""
     function = cgutils.get_or_insert_function(
         builder.module,
-        ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), INT32, INT32, INT32]),
+        ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), INT32, INT32, INT32]),
         "llvm.prefetch.p0",
     )
     second_level = [INT32(0), INT32(2), INT32(1)]  # read, locality, data
-    builder.call(function, [builder.inttoptr(address, _BYTE.as_pointer()), *second_level])
+    builder.call(function, [builder.inttoptr(address, BYTE.as_pointer()), *second_level])
 
 
 class Loop:

@@ -130,5 +130,10 @@ class Choice:
     join: Join | Pull | FisherMean | ColumnSums
 
     @property
+    def needs_chances(self) -> bool:
+        """Whether what is kept is divided by its chance."""
+        return isinstance(self.join, Join) and self.join.rescale == "chances"
+
+    @property
     def densities(self) -> tuple[float, ...] | None:
         return getattr(self.keep, "densities", None)

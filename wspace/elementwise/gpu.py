@@ -37,7 +37,9 @@ class OnGpu:
     def of_scores(self, scores: torch.Tensor, copies: int) -> Rows:
         return [scores] * copies
 
-    def scores(self, keep: Keep, view: View, shapes: Sequence[tuple[int, ...]]) -> torch.Tensor:
+    def scores(
+        self, keep: Keep, view: View, shapes: Sequence[tuple[int, ...]], keys: np.ndarray | None
+    ) -> torch.Tensor:
         pieces = [shapes[slot] for slot in view.slots]
 
         def work() -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from wkernels import cpu
+from wkernels.dtypes import CODES
 from wkernels.masks import Joint, Mask
 from wspace.devices import Device, processors
 from wspace.elementwise.choices import Keep
@@ -46,9 +47,12 @@ class Kernels(Protocol):
         """A row of scores, so many times, as rows."""
         ...
 
-    def scores(self, keep: Keep, view: View, shapes: Sequence[tuple[int, ...]]) -> Any:
+    def scores(
+        self, keep: Keep, view: View, shapes: Sequence[tuple[int, ...]], keys: np.ndarray | None
+    ) -> Any:
         """See :func:`wspace.elementwise.scores.scores_of`. Importances are a device's own to 1e-6
-        of each: the CPU's exponentials are of float32, a GPU's of float64."""
+        of each: the CPU's exponentials are of float32, a GPU's of float64. Of ranks, chances; where
+        there are ``keys``, whose draws alone are wanted, a device may give what is drawn."""
         ...
 
     def done_with(self, scores: Any) -> None:
@@ -147,9 +151,11 @@ class OnCpu:
     def of_scores(self, scores: np.ndarray, copies: int) -> cpu.Pointers:
         return cpu.Pointers.of([scores.ctypes.data] * copies, ["float32"] * copies)
 
-    def scores(self, keep: Keep, view: View, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
-        room = self._scores.pop() if self._scores else np.empty(0, np.float32)
-        return scores_of(keep, view, shapes, room, threads=self._threads)
+    def scores(
+        self, keep: Keep, view: View, shapes: Sequence[tuple[int, ...]], keys: np.ndarray | None
+    ) -> np.ndarray:
+        room = self._scores.pop() if self._scores else np.empty(0, np.uint8)
+        return scores_of(keep, view, shapes, keys, room, threads=self._threads)
 
     def done_with(self, scores: np.ndarray) -> None:
         assert scores.base is not None  # they are a part of it
@@ -278,9 +284,11 @@ def pointer_to(out: Out) -> cpu.Pointers:
 
 
 def _pointers(extra: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Scores ``[n]`` or chances ``[models, n]``, as rows."""
+    """Scores ``[n]``, or chances or what is drawn ``[models, n]``, as rows."""
     found = {}
     for name, table in extra.items():
         rows = np.atleast_2d(table)
-        found[name] = cpu.Pointers.of([row.ctypes.data for row in rows], ["float32"] * len(rows))
+        addresses = np.array([row.ctypes.data for row in rows], np.int64)
+        code = cpu.KEPT if rows.dtype == np.uint8 else CODES["float32"]
+        found[name] = cpu.Pointers(addresses, np.full(len(rows), code, np.int64))
     return found

@@ -191,7 +191,7 @@ class Run:
         joint = tables.joint(join, whole.undecided if whole else 1.0)
         return self.kernels.joined(
             view, tables.mask.of(view.slots), joint.of(view.slots), out,
-            unbiased=join.rescale == "chances", **tables.extra(view),
+            unbiased=choice.needs_chances, **tables.extra(view),
         )  # fmt: skip
 
     def _mean(self, use: Use, view: View, join: FisherMean, out: Out) -> int:

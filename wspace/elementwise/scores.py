@@ -13,16 +13,21 @@ from wspace.elementwise.sources import View
 
 
 def scores_of(
-    keep: Keep, view: View, shapes: Sequence[tuple[int, ...]], room: np.ndarray, *, threads: int
-) -> np.ndarray:
-    """Float32 ``[n]``: variances or importances; of ranks, chances ``[models, n]``.
+    keep: Keep, view: View, shapes: Sequence[tuple[int, ...]], keys: np.ndarray | None,
+    room: np.ndarray, *, threads: int,
+) -> np.ndarray:  # fmt: skip
+    """Float32 ``[n]``: variances or importances; of ranks, chances ``[models, n]``, or, given the
+    ``keys`` of draws (uint64 ``[slots, models]``), uint8: what is drawn by them.
 
-    ``shapes``: of the tensors in the view's slots. ``room``, float32: where they go, if they fit.
+    ``shapes``: of the tensors in the view's slots. ``room``, uint8: where they go, if they fit.
     """
     n_rows = len(keep.densities) if isinstance(keep, Ranked) else 1
-    if room.size < n_rows * view.n:
-        room = np.empty(n_rows * view.n, np.float32)
-    scores = room[: view.n]
+    drawn = isinstance(keep, Ranked) and keys is not None
+    nbytes = n_rows * view.n * (1 if drawn else 4)
+    if room.size < nbytes:
+        room = np.empty(nbytes, np.uint8)
+    table = room[:nbytes] if drawn else room[:nbytes].view(np.float32)
+    scores = table[: view.n]
     if isinstance(keep, Varied):
         cpu.variances(view.rows, view.base, view.n, scores, threads=threads)
         return scores
@@ -37,7 +42,7 @@ def scores_of(
             )  # fmt: skip
         return scores
     assert isinstance(keep, Ranked)
-    chances = room[: n_rows * view.n].reshape(n_rows, view.n)
+    chances = table.reshape(n_rows, view.n)
     for piece, slot in enumerate(view.slots):
         start, stop = view.segments[piece]
         shape = lines(shapes[slot], int(stop - start))
@@ -45,13 +50,15 @@ def scores_of(
         for i, (density, epsilon) in enumerate(zip(keep.densities, keep.epsilons, strict=True)):
             out = chances[i, start:stop]
             if density >= 1 or density <= 0:
-                out[:] = density
+                out[:] = density if keys is None else density > 0
                 continue
             row = cpu.Pointers(view.rows.addresses[i : i + 1], view.rows.codes[i : i + 1])
-            cpu.rank_chances(
-                _run(row, int(start)), base, int(stop - start), shape, density, epsilon, out,
-                threads=threads,
-            )  # fmt: skip
+            line = _run(row, int(start)), base, int(stop - start), shape, density, epsilon
+            if keys is None:
+                cpu.rank_chances(*line, out, threads=threads)
+            else:
+                first = int(view.firsts[piece])
+                cpu.drawn_by_rank(*line, keys[slot, i], first, out, threads=threads)
     return chances
 
 
@@ -62,8 +69,14 @@ def unit_of(choice: Choice, shape: tuple[int, ...]) -> int:
     if isinstance(choice.keep, Important):
         return last_axis(shape)
     if isinstance(choice.keep, Ranked):
-        return int(np.prod(shape[1:])) if len(shape) > 1 else int(np.prod(shape))
+        lines = lines_together(shape)
+        return lines * max(1, cpu.BLOCK // max(lines, 1))
     return 0
+
+
+def lines_together(shape: tuple[int, ...]) -> int:
+    """Elements of the lines along axis 1 that lie between each other; of a line, mostly."""
+    return int(np.prod(shape[1:])) if len(shape) > 1 else int(np.prod(shape))
 
 
 def last_axis(shape: tuple[int, ...]) -> int:

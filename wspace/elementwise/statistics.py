@@ -243,7 +243,9 @@ class Tables:
         base, scores = self._scored
         if base is not view.base:
             self.forget()  # before others are made: they are counted once
-            scores = self._kernels.scores(self.keep, view, self._shapes)
+            divided = any(choice.needs_chances for choice in self._choices)
+            keys = None if divided else self.mask.key
+            scores = self._kernels.scores(self.keep, view, self._shapes, keys)
             self._scored = view.base, scores  # live as long as kernels have their address
         return scores
 
@@ -261,7 +263,7 @@ class Tables:
         """Adds the wanted ``kept_sums`` of each slot, float64 ``[slots, rows, 4]``."""
         extra = {} if view.base is None else self.extra(view)
         ranked = isinstance(self.keep, Ranked)
-        if ranked:  # cut at rows: their sums have the same bits wherever a chunk ends
+        if ranked:  # cut where chunks may be: sums have the same bits wherever one ends
             units = [unit_of(self._choices[0], self._shapes[slot]) for slot in view.slots]
             view = view.split(np.array(units))
         part = np.zeros((len(view.slots), *sums.shape[1:])) if ranked else sums[view.slots]

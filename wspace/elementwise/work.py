@@ -25,7 +25,7 @@ from wspace.elementwise.choices import (
     Varied,
 )
 from wspace.elementwise.columns import held_bytes
-from wspace.elementwise.scores import unit_of
+from wspace.elementwise.scores import lines_together, unit_of
 from wspace.elementwise.sources import Layout, lay_out, lines_around
 from wspace.storage.headers import BITS
 from wspace.stream import CUT, OUTPUTS, SLOTS, chunk_elements, for_buffers, reading_workspace
@@ -239,8 +239,7 @@ def _extra_bytes(work: Work, worker: Device) -> int:
         models = [[dtypes[row] for row in u.which[:-1]] for dtypes in groups for u in work.uses]
         each = [len(of) * (8 if "F64" in of else 4) for of in models if len(set(of)) > 1]
         converted = max(each, default=0)
-    here = worker.name == "cpu"
-    scores = max((_score_bytes_of(*kind, here) for kind in work.kinds), default=0)
+    scores = max((_score_bytes_of(*kind, worker.name == "cpu") for kind in work.kinds), default=0)
     columns = sum(isinstance(use.choices[0].join, ColumnSums) for use in work.uses)
     return scores * max(columns, 1) + converted
 
@@ -249,7 +248,8 @@ def _score_bytes_of(choice: Choice, shape: tuple[int, ...], n_models: int, on_cp
     if isinstance(choice.join, ColumnSums):
         return held_bytes(shape, bands=not on_cpu)
     if isinstance(choice.keep, Ranked):
-        return 4 * n_models + (0 if on_cpu else 16)  # keys of one model, of lines that are long
+        each = 4 if choice.needs_chances or not on_cpu else 1
+        return each * n_models + (0 if on_cpu else 16)  # keys of one model, of lines that are long
     if isinstance(choice.keep, Largest):
         n_rows = n_models * (2 if choice.keep.outliers else 1)
         return on_cpu * _kept_bytes(n_rows)
@@ -267,7 +267,7 @@ def _thread_bytes(choice: Choice, shape: tuple[int, ...], n_models: int) -> int:
     """What a thread holds while it ranks a line, or the lines that lie between each other, or fills
     a sieve: a block of each row may be kept whole."""
     if isinstance(choice.keep, Ranked):
-        return 42 * unit_of(choice, shape)
+        return cpu.AREA_BYTES * lines_together(shape)
     if isinstance(choice.keep, Largest):
         return 4 * CUT * n_models * (2 if choice.keep.outliers else 1)
     n_rows = {Varied: 1, Important: 3}.get(type(choice.keep), 0)

@@ -13,7 +13,6 @@ from wspace.storage.residence import in_memory
 from wspace.storage.writing import CheckpointWriter, NewCheckpoint, Note
 from wspace.team import ALONE, Team
 
-
 THREADS = 4
 """Requests to a disk at a time."""
 
