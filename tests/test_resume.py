@@ -12,6 +12,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -554,14 +555,43 @@ def test_a_journal_believes_only_whole_lines(tmp_path):
     other.close()
 
 
+DIGEST = "0123456789abcdef" * 2
+
+
 def test_a_journal_may_lie_about_what_blocks_there_are(tmp_path):
     places = {"x": (0, 100, BLOCK + 5), "y": (0, BLOCK + 105, 7), "z": (1, 8, 0)}
     blocks = Blocks(places, 2)
     real = [(0, 100, BLOCK), (0, BLOCK + 100, 5), (0, BLOCK + 105, 7)]
-    assert all(blocks.exists(Block(*place, "")) for place in real)
+    every = [Block(*place, DIGEST) for place in real]
+    assert blocks.split(every) == every
     lies = [(0, 0, 100), (0, 100, 7), (1, 8, 0), (1, 8, 4), (2, 0, 4), (-1, 100, BLOCK),
-            (0, BLOCK + 100, 12), (0, 101, BLOCK - 1), (0, 10**12, 5)]  # fmt: skip
-    assert not any(blocks.exists(Block(*place, "")) for place in lies)
+            (0, BLOCK + 100, 12), (0, 101, BLOCK - 1), (0, 10**12, 5), (0, -1, 10**30)]  # fmt: skip
+    assert not blocks.split([Block(*place, DIGEST) for place in lies])
+    assert not blocks.split([Block(*real[0], text) for text in ("", "x" * 32, DIGEST + "0")])
+    digests = [DIGEST, "1" * 32, "2" * 32]
+    together = Block(0, 100, BLOCK + 12, "".join(digests))
+    assert blocks.split([Block(*real[1], "3" * 32), together]) == [
+        Block(*real[1], digests[1]), Block(*real[0], digests[0]), Block(*real[2], digests[2])
+    ]  # fmt: skip
+    assert not blocks.split([together._replace(checksum=DIGEST * 2)])
+
+
+def test_blocks_are_listed_together_and_split_again():
+    places = {"x": (0, 100, 3 * BLOCK + 5), "y": (0, 3 * BLOCK + 105, 7)}
+    first, second = Blocks(places, 1), Blocks(places, 1)
+    data = np.random.default_rng(0).integers(0, 256, 3 * BLOCK + 12, np.uint8)
+    first.sum(0, 100, data.data)
+    (run,) = first.written(0, 100, 100 + len(data))
+    line = first.listed(run)
+    assert line.nbytes == len(data)
+    blocks = second.split([line])
+    assert [block.nbytes for block in blocks] == [BLOCK, BLOCK, BLOCK, 5, 7]
+    for block in blocks:
+        start = block.start - 100
+        assert block.checksum == checksum(data[start : start + block.nbytes].data)
+    second.complete(blocks)
+    assert second.checksums() == first.checksums()
+    assert not second.checksums()[1]
 
 
 patient = settings(suppress_health_check=[HealthCheck.too_slow])
@@ -575,7 +605,7 @@ def test_a_block_in_parts_has_the_checksum_of_the_whole(content, data):
     block = OpenBlock(len(content))
     order = data.draw(st.permutations(parts))
     found = [block.add(start, memoryview(content)[start:stop]) for start, stop in order]
-    assert found[-1] == checksum(content)
+    assert found[-1] == bytes.fromhex(checksum(content))
     assert not any(found[:-1])
 
 
@@ -588,7 +618,7 @@ def test_what_is_unfinished_is_all_but_the_finished_blocks(sizes, data):
         places[f"t{k}"] = (0, start, size * unit)
         start += size * unit
     blocks = Blocks(places, 1)
-    every = [Block(0, at, min(BLOCK, first + n - at), "x") for _, first, n in places.values()
+    every = [Block(0, at, min(BLOCK, first + n - at), DIGEST) for _, first, n in places.values()
              for at in range(first, first + n, BLOCK)]  # fmt: skip
     done = data.draw(st.lists(st.sampled_from(every), unique=True)) if every else []
     blocks.restore(done)

@@ -18,7 +18,7 @@ KNOWN = 500
 """Of a tensor in a header, afterwards."""
 PLANNED = 1100
 """Of a tensor of an output."""
-NOTED = 400
+NOTED = 80
 """Of a block of an output, for its checksum."""
 FEW = 256 << 10
 """Bytes of these that are counted elsewhere (``wspace.stream.BESIDES``): two hundred tensors'."""

@@ -13,7 +13,7 @@ from wspace.catalogue.layouts import Layout, in_layers, key_of
 from wspace.devices import Cpu
 from wspace.passes import segments_of, sum_over_tensors
 from wspace.storage.checkpoints import Checkpoint, StoredTensor
-from wspace.storage.checksums import BLOCK, OpenBlock, checksum, checksum_of_blocks
+from wspace.storage.checksums import BLOCK, OpenBlock, checksum, checksum_of_blocks, digest
 from wspace.storage.headers import BITS
 from wspace.storage.reading import REQUEST, read_elements
 from wspace.storage.stamps import refuse_changed
@@ -115,14 +115,14 @@ class _Hashes:
                 nbytes = min(BLOCK - start % BLOCK, stop - position)
                 part = chunk.buffer[position : position + nbytes].data
                 whole = min(BLOCK, size - start // BLOCK * BLOCK)
-                digest = self._add(start % BLOCK, part, whole)
-                if digest:
-                    self._blocks[piece.tensor].append(digest)
+                found = self._add(start % BLOCK, part, whole)
+                if found:
+                    self._blocks[piece.tensor].append(found.hex())
                 position, start = position + nbytes, start + nbytes
 
-    def _add(self, start: int, part: memoryview, whole: int) -> str | None:
+    def _add(self, start: int, part: memoryview, whole: int) -> bytes | None:
         if len(part) == whole:
-            return checksum(part)
+            return digest(part)
         if start == 0:
             self._open = OpenBlock(whole)
         assert self._open is not None

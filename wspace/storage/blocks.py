@@ -2,15 +2,55 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
-from wspace.storage.checksums import BLOCK, OpenBlock, checksum, checksum_of_blocks
+import numpy as np
+
+from wspace.storage.checksums import BLOCK, DIGEST, OpenBlock, checksum_of_blocks, digest
 from wspace.storage.journal import Block
 
 Place = tuple[int, int, int]
 """Of a tensor: its shard, the byte in the shard's file at which it starts, and its bytes."""
+
+
+class Run(NamedTuple):
+    """Blocks of a shard beside each other: numbers, counted in the order of the file."""
+
+    shard: int
+    first: int
+    last: int  # the first that is not in it
+
+
+class _Shard:
+    """Tables of a shard's blocks, in the order of the file."""
+
+    def __init__(self, tensors: list[tuple[int, int]]) -> None:
+        """``tensors``: where each starts and stops, sorted."""
+        cut = [np.arange(start, stop, BLOCK) for start, stop in tensors]
+        self.starts = np.concatenate([*cut, np.empty(0, np.int64)]).astype(np.int64)
+        ends = np.repeat(np.array([stop for _, stop in tensors], np.int64), [*map(len, cut)])
+        self.stops = np.minimum(self.starts + BLOCK, ends)
+        self.end = tensors[-1][1] if tensors else 0
+        self.digests = np.zeros((len(self.starts), DIGEST), np.uint8)
+        self.known = np.zeros(len(self.starts), bool)
+        self.restored = np.zeros(len(self.starts), bool)  # of an earlier run
+
+    def text(self, first: int, last: int) -> str:
+        """The checksums of blocks, one after the other."""
+        return self.digests[first:last].tobytes().hex()
+
+    def learn(self, number: int, digest: bytes) -> None:
+        self.digests[number] = np.frombuffer(digest, np.uint8)
+        self.known[number] = True
+
+    def touched(self, start: int, stop: int) -> tuple[int, int]:
+        """Numbers of the first block that has bytes of a run, and of the last, and one more."""
+        first = int(np.searchsorted(self.starts, start, "right")) - 1
+        return first, max(first, int(np.searchsorted(self.starts, stop, "left")))
 
 
 class Blocks:
@@ -18,14 +58,12 @@ class Blocks:
 
     def __init__(self, places: Mapping[str, Place], n_shards: int) -> None:
         self._places = places
-        self._starts: list[list[int]] = [[] for _ in range(n_shards)]
-        self._stops: list[list[int]] = [[] for _ in range(n_shards)]
+        tensors: list[list[tuple[int, int]]] = [[] for _ in range(n_shards)]
         for shard, start, nbytes in sorted(places.values()):
             if nbytes:
-                self._starts[shard].append(start)
-                self._stops[shard].append(start + nbytes)
-        self._restored: frozenset[tuple[int, int]] = frozenset()  # of an earlier run
-        self._done: dict[tuple[int, int], str] = {}
+                tensors[shard].append((start, start + nbytes))
+        self._shards = [*map(_Shard, tensors)]
+        self._resumed = False
         self._open: dict[tuple[int, int], OpenBlock] = {}
         self._missing: dict[tuple[int, int], int] = {}  # bytes, of blocks that are written in part
         self._lock = threading.Lock()
@@ -33,102 +71,129 @@ class Blocks:
     def restore(self, blocks: Iterable[Block]) -> None:
         """Blocks that an earlier run has finished."""
         self.complete(blocks)
-        self._restored = frozenset(self._done)
+        for shard in self._shards:
+            shard.restored[:] = shard.known
+        self._resumed = any(shard.restored.any() for shard in self._shards)
 
     def complete(self, blocks: Iterable[Block]) -> None:
         """Blocks that others have finished."""
-        self._done |= {(block.shard, block.start): block.checksum for block in blocks}
-
-    def exists(self, block: Block) -> bool:
-        """Whether there is such a block; a journal may lie."""
-        if not 0 <= block.shard < len(self._starts) or block.nbytes <= 0:
-            return False
-        whole = next(self._cut(block.shard, block.start, block.start + 1), None)
-        return whole is not None and whole[:2] == (block.start, block.start + block.nbytes)
+        for block in blocks:
+            shard = self._shards[block.shard]
+            number = shard.touched(block.start, block.start + 1)[0]
+            shard.learn(number, bytes.fromhex(block.checksum))
 
     def unfinished(self, shard: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Runs of bytes between ``start`` and ``stop`` of blocks that no earlier run finished."""
-        if not self._restored:
+        if not self._resumed:
             yield start, stop
             return
-        first = start
-        for block, _, part, end in self._cut(shard, start, stop):
-            if (shard, block) in self._restored:
-                if first < part:
-                    yield first, part
-                first = end
-        if first < stop:
-            yield first, stop
+        of = self._shards[shard]
+        first, last = of.touched(start, stop)
+        for number in first + np.flatnonzero(of.restored[first:last]):
+            done, end = int(of.starts[number]), int(of.stops[number])
+            if start < done:
+                yield start, min(done, stop)
+            start = max(start, end)
+        if start < stop:
+            yield start, stop
 
     def starts(self, shard: int, start: int, stop: int) -> list[int]:
         """Of the blocks of a run, and of the run."""
-        return [part for _, _, part, _ in self._cut(shard, start, stop)]
+        of = self._shards[shard]
+        first, last = of.touched(start, stop)
+        return [start, *of.starts[first + 1 : last].tolist()] if start < stop else []
 
     def sum(self, shard: int, start: int, data: memoryview) -> None:
         """Take the checksums of bytes that will be written; of those of blocks in several parts."""
-        for block, block_stop, part, stop in self._cut(shard, start, start + len(data)):
-            if (shard, block) in self._restored:
-                continue
-            piece = data[part - start : stop - start]
-            if stop - part == block_stop - block:
-                self._done[shard, block] = checksum(piece)
-                continue
-            digest = self._joined((shard, block), block_stop - block, part - block, piece)
-            if digest is not None:
-                self._done[shard, block] = digest
+        of = self._shards[shard]
+        first, last = of.touched(start, start + len(data))
+        starts = np.maximum(of.starts[first:last], start)
+        stops = np.minimum(of.stops[first:last], start + len(data))
+        whole = stops - starts == of.stops[first:last] - of.starts[first:last]
+        left = ~of.restored[first:last]
+        for k in np.flatnonzero(left).tolist():
+            begin, number = int(starts[k]), first + k
+            piece = data[begin - start : int(stops[k]) - start]
+            found = digest(piece) if whole[k] else self._joined(shard, number, begin, piece)
+            if found is not None:
+                of.learn(number, found)
 
-    def written(self, shard: int, start: int, stop: int) -> list[Block]:
+    def written(self, shard: int, start: int, stop: int) -> list[Run]:
         """The blocks that are finished by bytes that were summed before, and are written now."""
-        found = []
-        for block, block_stop, part, end in self._cut(shard, start, stop):
-            nbytes = block_stop - block
-            if end - part == nbytes or self._completed((shard, block), nbytes, end - part):
-                found.append(Block(shard, block, nbytes, self._done[shard, block]))
-        return found
+        of = self._shards[shard]
+        first, last = of.touched(start, stop)
+        runs = []
+        if first < last and start > of.starts[first]:
+            if self._completed(shard, first, min(stop, int(of.stops[first])) - start):
+                runs.append(Run(shard, first, first + 1))
+            first += 1
+        if first < last and stop < of.stops[last - 1]:
+            last -= 1
+            if self._completed(shard, last, stop - int(of.starts[last])):
+                runs.append(Run(shard, last, last + 1))
+        if first < last:
+            runs.append(Run(shard, first, last))
+        return runs
 
-    def _completed(self, key: tuple[int, int], nbytes: int, more: int) -> bool:
+    def listed(self, run: Run) -> Block:
+        """Finished blocks, as a line of a journal: one block, or several beside each other."""
+        of = self._shards[run.shard]
+        start, stop = int(of.starts[run.first]), int(of.stops[run.last - 1])
+        return Block(run.shard, start, stop - start, of.text(run.first, run.last))
+
+    def split(self, lines: Iterable[Block]) -> list[Block]:
+        """The blocks of a journal's lines, if they are so; a journal may lie. Each once, the last
+        of its kind."""
+        found: dict[tuple[int, int], Block] = {}
+        for shard, start, nbytes, text in lines:
+            if not 0 <= shard < len(self._shards) or nbytes <= 0 or start < 0:
+                continue
+            of = self._shards[shard]
+            if start + nbytes > of.end or not re.fullmatch("[0-9a-f]*", text):
+                continue
+            first, last = of.touched(start, start + nbytes)
+            if first < 0 or first == last:
+                continue
+            starts, stops = of.starts[first:last].tolist(), of.stops[first:last].tolist()
+            digits = 2 * DIGEST
+            if (starts[0], stops[-1], len(text)) != (start, start + nbytes, digits * len(starts)):
+                continue
+            for k, (at, stop) in enumerate(zip(starts, stops, strict=True)):
+                own = text[digits * k : digits * (k + 1)]
+                found[shard, at] = Block(shard, at, stop - at, own)
+        return list(found.values())
+
+    def _completed(self, shard: int, number: int, more: int) -> bool:
+        of, key = self._shards[shard], (shard, number)
         with self._lock:
-            left = self._missing.get(key, nbytes) - more
+            left = self._missing.get(key, int(of.stops[number] - of.starts[number])) - more
             if left:
                 self._missing[key] = left
             else:
                 self._missing.pop(key, None)
             return not left
 
-    def _joined(
-        self, key: tuple[int, int], nbytes: int, start: int, part: memoryview
-    ) -> str | None:
+    def _joined(self, shard: int, number: int, start: int, part: memoryview) -> bytes | None:
+        of, key = self._shards[shard], (shard, number)
+        first, stop = int(of.starts[number]), int(of.stops[number])
         with self._lock:
-            held = self._open.setdefault(key, OpenBlock(nbytes))
-            digest = held.add(start, part)
-            if digest is not None:
+            held = self._open.setdefault(key, OpenBlock(stop - first))
+            found = held.add(start - first, part)
+            if found is not None:
                 del self._open[key]
-            return digest
+            return found
 
     def checksums(self) -> tuple[dict[str, str], list[str]]:
         """Of every tensor that is finished, and the names of the others."""
         found, missing = {}, []
         for name, (shard, start, nbytes) in self._places.items():
-            blocks = [self._done.get((shard, k)) for k in range(start, start + nbytes, BLOCK)]
-            known = [digest for digest in blocks if digest is not None]
-            if len(known) < len(blocks):
-                missing.append(name)
+            of = self._shards[shard]
+            first, last = of.touched(start, start + nbytes) if nbytes else (0, 0)
+            if of.known[first:last].all():
+                found[name] = checksum_of_blocks([of.text(first, last)])
             else:
-                found[name] = checksum_of_blocks(known)
+                missing.append(name)
         return found, missing
-
-    def _cut(self, shard: int, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
-        """Start and stop of each block that a run touches, and of the part of it in the run."""
-        starts, stops = self._starts[shard], self._stops[shard]
-        k = bisect_right(starts, start) - 1
-        while 0 <= k < len(starts) and start < stop:
-            block = starts[k] + (start - starts[k]) // BLOCK * BLOCK
-            block_stop = min(block + BLOCK, stops[k])
-            end = min(block_stop, stop)
-            yield block, block_stop, start, end
-            start = end
-            if start == stops[k]:
-                k += 1
 
 
 def blocks_within(

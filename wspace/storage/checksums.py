@@ -14,6 +14,9 @@ import xxhash
 
 ALGORITHM = "xxh3_128"
 
+DIGEST = 16
+"""Bytes of a checksum."""
+
 BLOCK = 256 << 10
 """Bytes. What is journaled, and read again, at a time."""
 
@@ -25,11 +28,16 @@ threads takes many times as long as the hash."""
 
 def checksum(data: bytes | memoryview) -> str:
     """32 hexadecimal digits. ``data``: contiguous bytes."""
+    return digest(data).hex()
+
+
+def digest(data: bytes | memoryview) -> bytes:
+    """The same as ``DIGEST`` bytes."""
     if len(data) <= PIECE:
-        return xxhash.xxh3_128_hexdigest(data)
-    digest = xxhash.xxh3_128()
-    _update(digest, memoryview(data))
-    return digest.hexdigest()
+        return xxhash.xxh3_128_digest(data)
+    found = xxhash.xxh3_128()
+    _update(found, memoryview(data))
+    return found.digest()
 
 
 def checksum_apart(data: bytes | memoryview) -> str:
@@ -72,11 +80,11 @@ class OpenBlock:
         self._hash = xxhash.xxh3_128()
         self._early: dict[int, bytes | memoryview] = {}
 
-    def add(self, start: int, part: memoryview) -> str | None:
-        """A part that starts at byte ``start`` of the block; the checksum, when all are there."""
+    def add(self, start: int, part: memoryview) -> bytes | None:
+        """A part that starts at byte ``start`` of the block; its digest, when all are there."""
         self._early[start] = part if start == self._done else bytes(part)
         while self._done in self._early:
             piece = self._early.pop(self._done)
             _update(self._hash, memoryview(piece))
             self._done += len(piece)
-        return self._hash.hexdigest() if self._done == self._nbytes else None
+        return self._hash.digest() if self._done == self._nbytes else None

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from wspace.errors import OutputError
+from wspace.storage.blocks import Blocks, Run
 from wspace.storage.files import OutputFile
 from wspace.storage.journal import Block
 from wspace.storage.partial import Partial
@@ -24,22 +25,23 @@ class Commits:
         self,
         partial: Partial,
         files: Sequence[OutputFile],
+        blocks: Blocks,
         pool: ThreadPoolExecutor,
         seconds: float,
     ) -> None:
         """``seconds``: from the end of one commit to the start of the next."""
-        self._partial, self._files, self._pool = partial, files, pool
+        self._partial, self._files, self._blocks, self._pool = partial, files, blocks, pool
         self._seconds = seconds
-        self._finished: list[Block] = []  # and not in the journal yet
+        self._finished: list[Run] = []  # and not in the journal yet
         self._last: Future[None] = Future()  # commit that was begun
         self._last.set_result(None)
         self._ended = time.monotonic()
         self._lock = threading.Lock()
 
-    def add(self, blocks: Iterable[Block]) -> None:
+    def add(self, runs: Iterable[Run]) -> None:
         """Blocks that are written; they are journaled some time."""
         with self._lock:
-            self._finished += blocks
+            self._finished += runs
             if self._is_due() and self._last.done():
                 self._last.result()
                 with contextlib.suppress(RuntimeError):  # the pool is being shut down
@@ -72,5 +74,5 @@ class Commits:
 
     def _taken(self) -> list[Block]:
         with self._lock:
-            blocks, self._finished = self._finished, []
-            return blocks
+            runs, self._finished = self._finished, []
+        return [self._blocks.listed(run) for run in runs]

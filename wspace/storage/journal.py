@@ -1,11 +1,12 @@
-"""The journal of an output that is being made: its finished blocks, one a line, only ever added to.
+"""The journal of an output that is being made: its finished blocks, only ever added to.
 
     SHARD START NBYTES CHECKSUM CHECK
 
-A line is written after the block's bytes are on the disk, and vouches for them. ``CHECK`` is a
-checksum of the line and of the job that it belongs to: what a crash left of a line, or of an
-earlier job, is known for what it is, and passed over. Where several processes make an output, each
-has a journal of its own.
+A line tells of one block, or of several beside each other, whose checksums stand one after the
+other: to write a line for each took as long as the checksums themselves. It is written after the
+bytes are on the disk, and vouches for them. ``CHECK`` is a checksum of the line and of the job that
+it belongs to: what a crash left of a line, or of an earlier job, is known for what it is, and
+passed over. Where several processes make an output, each has a journal of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import xxhash
 
 
 class Block(NamedTuple):
-    """A finished run of bytes of one file."""
+    """A finished run of bytes of one file; of several blocks, with the checksum of each."""
 
     shard: int
     start: int  # byte in the shard's file

@@ -98,7 +98,7 @@ class CheckpointWriter:
                 raise OutputError(f"{self.out}: cannot be written: {error.strerror}") from error
             raise
         self._blocks = Blocks(self._places, len(shards))
-        self._commits = Commits(self._partial, self._files, pool, COMMIT_SECONDS)
+        self._commits = Commits(self._partial, self._files, self._blocks, pool, COMMIT_SECONDS)
 
     def _create(self, shard: Sequence[OutputTensor], metadata: dict[str, str]) -> None:
         header, starts, length = render_header(
@@ -119,7 +119,7 @@ class CheckpointWriter:
         except OSError as error:
             message = f"{self.out}: its journal cannot be read: {error.strerror}"
             raise OutputError(message) from error
-        found = [block for block in finished if self._blocks.exists(block)]
+        found = self._blocks.split(finished)
         self._earlier = bool(found) if self._share.n > 1 else self.resumed
         claimed = found if self._own is None else blocks_within(found, self._own, self._places)
         same = list(self._pool.map(self._as_journaled, claimed))
@@ -203,10 +203,10 @@ class CheckpointWriter:
                     self._blocks.sum(shard, position, view.data)
             with profiling.stage(profiling.WRITE, len(view)):
                 self._files[shard].write(view, position)
-            blocks = self._blocks.written(shard, position, position + len(view))
+            finished = self._blocks.written(shard, position, position + len(view))
         except OSError as error:
             raise OutputError(f"{self.out}: {self._names[shard]}: {error.strerror}") from error
-        self._commits.add(blocks)
+        self._commits.add(finished)
 
     def written(self) -> Checkpoint:
         """What was written so far, as a checkpoint."""
@@ -301,8 +301,7 @@ class CheckpointWriter:
         """Whether all shares are finished, and no other process has the output; it is had then."""
         if not self._partial.take_over():
             return False
-        blocks = [block for block in self._partial.journaled() if self._blocks.exists(block)]
-        self._blocks.complete(blocks)
+        self._blocks.complete(self._blocks.split(self._partial.journaled()))
         if self._blocks.checksums()[1]:
             self._partial.leave()
             return False
