@@ -16,10 +16,10 @@ from tests.recipes import plan
 from tests.zoos import save
 from wkernels import bands
 from wkernels.gpu import ranks
-from wspace import cuda, pipeline, placement
-from wspace.devices import device_named
+from wspace import cuda, devices, pipeline, placement
+from wspace.devices import Cpu, device_named
 from wspace.elementwise.choices import Largest
-from wspace.elementwise.lanes import at_once, cost_of_lanes, lanes_of
+from wspace.elementwise.lanes import LANES, Lane, at_once, cost_of_lanes, lanes_of
 from wspace.elementwise.work import layout_of
 from wspace.errors import WspaceError
 from wspace.placement import Choice
@@ -125,8 +125,49 @@ def test_a_recipe_has_the_bits_of_the_cpus(zoo, accelerators, tmp_path, text):
     assert expected != base
 
 
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory):
+    root = tmp_path_factory.mktemp("alike")
+    write(root, {f"{k}.weight": (30 + k % 3, 41) for k in range(12)})
+    return root
+
+
+OF_WHOLE_MODELS = recipe("ties/paper", "density: 0.3", "lambda: 1.5")
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+@pytest.mark.parametrize("text", [*RECIPES.values(), OF_WHOLE_MODELS], ids=[*RECIPES, "whole"])
+def test_a_recipe_has_the_same_bits_with_any_number_of_processors(
+    alike, tmp_path, monkeypatch, text, threads
+):
+    monkeypatch.chdir(alike)
+    works = works_of([plan(text)[0]])
+    assert len(lanes_of(works, Cpu(threads), 1 << 30)) == min(threads, LANES)
+    monkeypatch.setattr(devices, "processors", lambda: 1)
+    expected = merged(text, tmp_path / "alone", "cpu")
+    monkeypatch.setattr(devices, "processors", lambda: threads)
+    assert merged(text, tmp_path / "together", "cpu") == expected
+
+
+def test_processors_are_divided_where_none_has_much_more_to_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"a": (400, 500), "b": (400, 500)})
+    (even,) = works_of([plan(RECIPES["ties"])[0]])
+    assert len(lanes_of([even], Cpu(2), 1 << 30)) == 2
+    counts = set()
+    for budget in range(2 << 20, 40 << 20, 1 << 20):
+        lanes, alone = lanes_of([even], Cpu(2), budget), Lane(Cpu(2), [even], budget)
+        counts.add(len(lanes))  # one, where half of the memory would mean more reads
+        assert cost_of_lanes(lanes).read_bytes == cost_of_lanes([alone]).read_bytes
+        assert cost_of_lanes(lanes).held_bytes <= budget
+    assert counts == {1, 2}
+    write(tmp_path, {"a": (400, 500), "b": (200, 500)})
+    (uneven,) = works_of([plan(RECIPES["ties"])[0]])
+    assert len(lanes_of([uneven], Cpu(2), 1 << 30)) == 1
+
+
 def test_thresholds_of_whole_models(zoo, accelerators, tmp_path):
-    text = recipe("ties/paper", "density: 0.3", "lambda: 1.5")
+    text = OF_WHOLE_MODELS
     (work,) = works_of([plan(text)[0]])
     assert isinstance(work.choices[0].keep, Largest)
     assert work.choices[0].keep.whole
@@ -170,7 +211,7 @@ def test_several_gpus_have_tensors_of_their_own(zoo, accelerators, tmp_path, met
 
 
 def test_thresholds_of_whole_models_on_several_gpus(zoo, accelerators, tmp_path):
-    text = recipe("ties/paper", "density: 0.3", "lambda: 1.5")
+    text = OF_WHOLE_MODELS
     expected = merged(text, tmp_path / "cpu", "cpu")
     assert merged(text, tmp_path / "cuda", SEVERAL) == expected
     assert sum(accelerator.steps > 0 for accelerator in accelerators) == 3

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from tests.recipes import least_memory, merged
 from tests.zoos import save
 from wkernels import cpu
+from wspace import devices
 from wspace.devices import Cpu, device_named
-from wspace.elementwise import work as work_module
 from wspace.elementwise.work import layout_of
 from wspace.errors import NonFiniteError
 from wspace.recipes import Problems, cost, merge_outputs, places_of, plan_outputs
@@ -213,7 +213,7 @@ def test_many_densities_take_turns_where_memory_is_scarce(tmp_path, folder, monk
         generator = torch.Generator().manual_seed(seed)
         save(folder / name, {"w": torch.randn(40, 16384, generator=generator)})
     monkeypatch.setattr(Cpu, "chunk_bytes", 1 << 17)  # or chunks leave no room
-    monkeypatch.setattr(work_module, "processors", lambda: 2)  # each thread has some, too
+    monkeypatch.setattr(devices, "processors", lambda: 2)  # each thread has some, too
     values = ", ".join(str(k / 20) for k in range(1, 11))
     text = recipe("ties", f"density: {{sweep: [{values}]}}", "weight: 1", ["wide-m0"], "wide-base")
     plans = [output.plan for output in plan_outputs(text, Problems("r.yml"))]

@@ -11,7 +11,7 @@ import numpy as np
 from wkernels import cpu
 from wkernels.dtypes import CODES
 from wkernels.masks import Joint, Mask
-from wspace.devices import Device, processors
+from wspace.devices import Cpu, Device
 from wspace.elementwise.choices import Keep
 from wspace.elementwise.scores import scores_of
 from wspace.elementwise.sources import Step, Steps, View
@@ -123,8 +123,8 @@ class Kernels(Protocol):
 
 
 def kernels_of(worker: Device) -> Kernels:
-    if worker.name == "cpu":
-        return OnCpu(processors())
+    if isinstance(worker, Cpu):
+        return OnCpu(worker.threads)
     from wspace.cuda import Gpu  # torch: only where a GPU is asked for
     from wspace.elementwise.gpu import OnGpu
 

@@ -11,7 +11,7 @@ from threading import Event, Lock
 from typing import NamedTuple, TypeVar
 
 from wspace import profiling
-from wspace.devices import Device
+from wspace.devices import Cpu, Device
 from wspace.elementwise.work import Cost, Work, cost_of, layout_of
 from wspace.errors import BudgetError
 from wspace.shares import dealt
@@ -30,8 +30,21 @@ class Lane(NamedTuple):
     budget: int  # bytes
 
 
+LANES = 4
+"""On a CPU: more would need as many times the buffers."""
+
+UNEVEN = 1.15
+"""Of the mean, bytes of a lane on a CPU at most: the processors of the others would be idle."""
+
+
 def lanes_of(works: Sequence[Work], device: Device, budget: int) -> list[Lane]:
-    """Of several GPUs as many as the budget has buffers for; each has about as many bytes."""
+    """Of several GPUs as many as the budget has buffers for; each has about as many bytes.
+
+    A CPU's processors are divided too, if none has much more to do, and nothing is read more often
+    for want of memory: what a lane does in one thread, or in Python, keeps no other waiting.
+    """
+    if isinstance(device, Cpu):
+        return _of_processors(works, device, budget)
     devices = getattr(device, "devices", [device])
     for n in range(len(devices), 1, -1):
         with suppress(BudgetError):
@@ -58,6 +71,23 @@ def _divided(works: Sequence[Work], devices: Sequence[Device], budget: int) -> l
     n = sum(map(bool, shares))
     pairs = zip(devices, shares, strict=True)
     return [Lane(device, share, budget // n) for device, share in pairs if share]
+
+
+def _of_processors(works: Sequence[Work], device: Cpu, budget: int) -> list[Lane]:
+    alone, n = [Lane(device, works, budget)], min(device.threads, LANES)
+    if n == 1:
+        return alone
+    with suppress(BudgetError):
+        lanes = _divided(works, [Cpu(device.threads // n) for _ in range(n)], budget)
+        sizes = [sum(map(_bytes_of, lane.works)) for lane in lanes]
+        even = len(lanes) == n and max(sizes) * n <= UNEVEN * sum(sizes)
+        if even and cost_of_lanes(lanes).read_bytes <= cost_of_lanes(alone).read_bytes:
+            return lanes
+    return alone
+
+
+def _bytes_of(work: Work) -> int:
+    return sum([stored.read_bytes for tensor in work.zoo.tensors for stored in tensor.stored])
 
 
 def _some_of(work: Work, which: Sequence[int]) -> Work:

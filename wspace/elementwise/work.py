@@ -10,7 +10,7 @@ from typing import NamedTuple
 from wkernels import cpu
 from wkernels.bands import rows_of_a_band
 from wkernels.masks import DIGITS
-from wspace.devices import Device, processors
+from wspace.devices import Cpu, Device
 from wspace.elementwise.choices import (
     Choice,
     ColumnSums,
@@ -154,8 +154,8 @@ def layout_of(work: Work, worker: Device, budget: int) -> Layout:
     room = (
         budget - most * tables - reading_workspace(zoo.checkpoints, (t.stored for t in zoo.tensors))
     )
-    if worker.name == "cpu":
-        room -= processors() * max([_thread_bytes(*kind) for kind in work.kinds], default=0)
+    if isinstance(worker, Cpu):
+        room -= worker.threads * max([_thread_bytes(*kind) for kind in work.kinds], default=0)
     choice_of = {
         id(tensor): choice for tensor, choice in zip(zoo.tensors, work.uses[0].choices, strict=True)
     }  # those of the other uses have the same units
