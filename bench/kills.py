@@ -94,7 +94,7 @@ def shards_of(out: Path) -> dict[str, bytes]:
 
 
 def journaled(out: Path) -> int:
-    """Blocks in the journal of an unfinished output."""
+    """Lines in the journal of an unfinished output."""
     folder = partial_of(out)
     if not (folder / "job.json").is_file() or not (folder / "journal").is_file():
         return 0

@@ -576,6 +576,16 @@ def test_a_journal_may_lie_about_what_blocks_there_are(tmp_path):
     assert not blocks.split([together._replace(checksum=DIGEST * 2)])
 
 
+def test_a_later_line_takes_the_place_of_its_own_blocks_alone(tmp_path):
+    places = {"x": (0, 100, 3 * BLOCK)}
+    journal = Journal(tmp_path / "journal", "job")
+    journal.add([Block(0, 100, 3 * BLOCK, DIGEST * 3), Block(0, 100, BLOCK, "1" * 32)])
+    found = Blocks(places, 1).split(journal.read())
+    journal.close()
+    assert [block.start for block in found] == [100, 100 + BLOCK, 100 + 2 * BLOCK]
+    assert [block.checksum for block in found] == ["1" * 32, DIGEST, DIGEST]
+
+
 def test_blocks_are_listed_together_and_split_again():
     places = {"x": (0, 100, 3 * BLOCK + 5), "y": (0, 3 * BLOCK + 105, 7)}
     first, second = Blocks(places, 1), Blocks(places, 1)

@@ -49,10 +49,10 @@ def open_locked(path: Path, how: int) -> int:
 
 
 def read_blocks(path: Path, job: str) -> list[Block]:
-    """Every line that is whole and of this job; of a block that is there twice, the last."""
+    """Every line that is whole and of this job. A later one may tell anew of some of a line's
+    blocks, which ``Blocks.split`` settles."""
     lines = path.read_text(encoding="ascii", errors="replace").split("\n")
-    blocks = (_parsed(line, job) for line in lines)
-    return list({(block.shard, block.start): block for block in blocks if block}.values())
+    return [block for line in lines if (block := _parsed(line, job))]
 
 
 class Journal:
