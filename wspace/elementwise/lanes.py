@@ -57,12 +57,7 @@ def lanes_of(works: Sequence[Work], device: Device, budget: int) -> list[Lane]:
 
 
 def _divided(works: Sequence[Work], devices: Sequence[Device], budget: int) -> list[Lane]:
-    sizes = [
-        sum([stored.read_bytes for stored in tensor.stored])
-        for work in works
-        for tensor in work.zoo.tensors
-    ]
-    owners = iter(dealt(sizes, len(devices)))
+    owners = iter(dealt(_sizes(works), len(devices)))
     shares: list[list[Work]] = [[] for _ in devices]
     for work in works:
         own = [next(owners) for _ in work.zoo.tensors]
@@ -79,15 +74,17 @@ def _of_processors(works: Sequence[Work], device: Cpu, budget: int) -> list[Lane
         return alone
     with suppress(BudgetError):
         lanes = _divided(works, [Cpu(device.threads // n) for _ in range(n)], budget)
-        sizes = [sum(map(_bytes_of, lane.works)) for lane in lanes]
+        sizes = [sum(_sizes(lane.works)) for lane in lanes]
         even = len(lanes) == n and max(sizes) * n <= UNEVEN * sum(sizes)
         if even and cost_of_lanes(lanes).read_bytes <= cost_of_lanes(alone).read_bytes:
             return lanes
     return alone
 
 
-def _bytes_of(work: Work) -> int:
-    return sum([stored.read_bytes for tensor in work.zoo.tensors for stored in tensor.stored])
+def _sizes(works: Sequence[Work]) -> list[int]:
+    """Bytes of each tensor that are read."""
+    tensors = chain(*(work.zoo.tensors for work in works))
+    return [sum([stored.read_bytes for stored in tensor.stored]) for tensor in tensors]
 
 
 def _some_of(work: Work, which: Sequence[int]) -> Work:
