@@ -5,12 +5,14 @@ import time
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wkernels.cpu import Pointers, weighted_sum
+from wkernels.cpu import Digests, Pointers, weighted_sum
 from wkernels.cpu.parallel import over_ranges
 from wkernels.mixes import MIXED
+from wspace.storage.digests import DIGEST_FUNCTION
 
 N = 300_000
 
@@ -71,27 +73,32 @@ def test_work_inside_of_work_does_not_wait_for_itself():
     assert over_ranges(outer, 8, step=1, threads=2, least=1) == [1000] * 8
 
 
-@pytest.mark.parametrize("near", [(), (70_001, 140_003, 250_000)])
-def test_what_is_said_to_be_ready_is_there(near):
-    rows = np.random.default_rng(0).standard_normal((2, N), dtype=np.float32)
-    out = np.full(N, np.nan, np.float32)
-    seen = np.zeros(N, int)
-
-    def ready(start, stop):
-        seen[start:stop] += 1
-        assert np.array_equal(out[start:stop], rows[0, start:stop] + rows[1, start:stop])
-
-    where = [row.ctypes.data for row in rows]
-    bad = weighted_sum(
-        Pointers.of(where, ["float32", "float32"]),
+@pytest.mark.parametrize("dtype", ["float32", "float64"])  # written by different kernels
+@pytest.mark.parametrize("bad", [None, 100, N - 1])  # from there on, another kernel goes on
+def test_checksums_taken_by_threads_are_those_of_what_they_wrote(dtype, bad):
+    rows = np.random.default_rng(0).standard_normal((2, N)).astype(dtype)
+    if bad is not None:
+        rows[1, bad] = np.nan
+    out = np.full(N, np.nan, dtype)
+    borders = np.array([0, 50_000, 70_001, 140_003, 250_000, 290_001, N])
+    starts, ends = borders[:-1], borders[1:]
+    near = [0, 70_001, 140_003, 250_000]
+    width = out.itemsize
+    digests = Digests.of(
+        DIGEST_FUNCTION, ends, out.ctypes.data + starts * width, (ends - starts) * width
+    )
+    weighted_sum(
+        Pointers.of([row.ctypes.data for row in rows], [dtype, dtype]),
         np.ones((1, 2)),
         np.array([MIXED]),
         Pointers.of([], []),
-        Pointers.of([out.ctypes.data], ["float32"]),
+        Pointers.of([out.ctypes.data], [dtype]),
         N,
         threads=2,
-        ready=ready,
+        digests=digests,
         near=near,
     )
-    assert bad == 0
-    assert (seen == 1).all()
+    assert np.array_equal(out, rows[0] + rows[1], equal_nan=True)
+    assert digests.taken.all()
+    for start, end, found in zip(starts, ends, digests.as_bytes(), strict=True):
+        assert found.tobytes() == xxhash.xxh3_128_digest(out[start:end])

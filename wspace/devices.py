@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,17 +17,17 @@ from wspace.errors import DeviceError
 from wspace.profiling import KERNELS, stage
 
 if TYPE_CHECKING:
+    from wkernels.cpu import Digests
     from wspace.stream import Chunk
 
 
 class Ready(NamedTuple):
     """What takes results while a cache has them."""
 
-    take: Callable[[int, int], object]
-    """Called with start and stop of elements that are there, by the thread that has just made them;
-    by several threads at once."""
+    digests: Digests | None
+    """Blocks of the results whose checksums are wanted; None: of none."""
     near: Sequence[int]
-    """Elements at which they had better start, sorted."""
+    """Elements at which threads' shares had better begin, sorted: where those blocks do."""
 
 
 class Device(Protocol):
@@ -52,8 +52,8 @@ class Device(Protocol):
     ) -> int:  # fmt: skip
         """Mixes of the chunk's rows into host rows; returns how many results are NaN or Inf.
 
-        ``based``: the last row of the chunk is the base. ``ready`` takes all elements, or, where no
-        cache of the host has them, none.
+        ``based``: the last row of the chunk is the base. ``ready``: its checksums are taken, or,
+        where no cache of the host has the results, none.
         """
         ...
 
@@ -141,8 +141,8 @@ class Cpu:
         outs = cpu.Pointers.of([out.ctypes.data + start for start in out_starts], out_names)
         n = chunk.plan.n
         return cpu.weighted_sum(
-            rows, weights, copied, base, outs, n, threads=self.threads, ready=ready.take,
-            near=ready.near,
+            rows, weights, copied, base, outs, n, threads=self.threads,
+            digests=ready.digests or cpu.NO_DIGESTS, near=ready.near,
         )  # fmt: skip
 
     def products(

@@ -84,7 +84,7 @@ class _Loaded(NamedTuple):
     parts: list[tuple[torch.Tensor, torch.Tensor]]
 
     def ready(self, first: int, n: int) -> Ready:
-        return Ready(lambda start, stop: None, ())
+        return Ready(None, ())
 
     def write(self) -> list[Future[None]]:
         for target, values in self.parts:

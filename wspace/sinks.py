@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from concurrent.futures import Future
-from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from wspace.devices import Ready
+from wspace.storage.digests import DIGEST_FUNCTION
 from wspace.storage.headers import BITS
 from wspace.storage.writing import CheckpointWriter
 from wspace.stream import Chunk, ChunkPlan
+
+if TYPE_CHECKING:
+    from wkernels.cpu import Digests
 
 Places = Sequence[tuple[str, int]]
 """For each of a zoo's tensors, the output tensor that it is part of, and the element of it at which
@@ -44,6 +46,23 @@ class Sink(Protocol):
         ...
 
 
+class _Asked(NamedTuple):
+    """Blocks whose checksums a kernel may take, in the order in which they end."""
+
+    homes: Sequence[tuple[CheckpointWriter, int]]  # outputs, and their shards
+    home: np.ndarray  # int64 [n]
+    number: np.ndarray  # int64 [n], of the block in the shard
+    digests: Digests
+
+    def learn(self) -> None:
+        """Tell the outputs what was taken."""
+        taken = self.digests.taken.view(bool)
+        found = self.digests.as_bytes()
+        for k, (writer, shard) in enumerate(self.homes):
+            own = taken & (self.home == k)
+            writer.learn(shard, self.number[own], found[own])
+
+
 class FileResults:
     """Results on their way to files."""
 
@@ -55,41 +74,51 @@ class FileResults:
     ) -> None:
         """``runs``: of each mix, where its row starts in the buffer, and where parts of it go."""
         self._runs, self._buffer, self._width = runs, buffer, width
-        self._summed = False
+        self._asked: list[_Asked] = []
 
     def ready(self, first: int, n: int) -> Ready:
-        """Takes the checksums of ``n`` elements of all rows, counted from ``first``."""
-        starts = self._block_starts
-        own = starts[bisect_left(starts, first) : bisect_left(starts, first + n)]
-        near = [start - first for start in own]
-        return Ready(lambda start, stop: self._sum(first + start, first + stop), near)
+        """Asks for the checksums of ``n`` elements of all rows, counted from ``first``."""
+        if not DIGEST_FUNCTION:
+            return Ready(None, ())
+        from wkernels.cpu import Digests
 
-    @cached_property
-    def _block_starts(self) -> list[int]:
-        """Elements at which blocks start that have checksums."""
-        return sorted(
-            (at + start - position) // self._width
-            for writer, _, runs in self._runs[:1]
-            for shard, position, at, nbytes in runs
-            for start in writer.blocks_in(shard, position, nbytes)
-        )
-
-    def _sum(self, first: int, stop: int) -> None:
-        self._summed = True
-        first, stop, data = first * self._width, stop * self._width, self._buffer.data
+        homes: list[tuple[CheckpointWriter, int]] = []
+        columns: list[np.ndarray] = []  # of each run's blocks: home, number, start, stop, address
+        begun: set[int] = set()
+        address = self._buffer.ctypes.data
         for writer, row, runs in self._runs:
             for shard, position, at, nbytes in runs:
-                start, end = max(at, first), min(at + nbytes, stop)
-                if start < end:
-                    writer.sum(shard, position + start - at, data[row + start : row + end])
+                if at >= (first + n) * self._width or at + nbytes <= first * self._width:
+                    continue
+                numbers, starts, stops = writer.blocks_in(shard, position, nbytes)
+                own = np.empty((5, len(numbers)), np.int64)
+                own[0], own[1] = len(homes), numbers
+                own[2], own[3] = starts + (at - position), stops + (at - position)
+                own[4] = own[2] + (address + row)
+                homes.append((writer, shard))
+                columns.append(own)
+                begun.add(max(at, first * self._width))
+        table = np.concatenate(columns, axis=1)
+        inside = (table[2] >= first * self._width) & (table[3] <= (first + n) * self._width)
+        table = table[:, inside]
+        table = table[:, np.argsort(table[3], kind="stable")]
+        near = np.array(sorted(begun.union(table[2].tolist())), np.int64)
+        # of rows whose blocks are not beside each other, a thread's share may begin within one
+        whole = np.searchsorted(near, table[2], "right") == np.searchsorted(near, table[3], "left")
+        home, number, start, stop, place = table[:, whole]
+        digests = Digests.of(DIGEST_FUNCTION, stop // self._width - first, place, stop - start)
+        self._asked.append(_Asked(homes, home, number, digests))
+        return Ready(digests, (near // self._width - first).tolist())
 
     def write(self) -> list[Future[None]]:
         """Start writing; the buffer must stay as it is until all futures are done."""
+        for asked in self._asked:
+            asked.learn()
         futures = []
         for writer, row, runs in self._runs:
             for shard, position, at, nbytes in runs:
                 view = self._buffer[row + at : row + at + nbytes]
-                futures += writer.write(shard, position, view, summed=self._summed)
+                futures += writer.write(shard, position, view)
         return futures
 
 

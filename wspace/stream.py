@@ -27,6 +27,10 @@ from wspace.zoo import Zoo
 CUT = 16384
 """Elements. A multiple of the kernels' blocks (a test compares them)."""
 
+LONG_CUT = 8 * CUT
+"""Elements: chunks that have so many of a tensor end at a multiple of these, so that no block of
+an output that has a checksum is in two chunks (of any type of 16 bits or more)."""
+
 SLOTS = 3
 """Input buffers: one that the kernel works on, and two being filled."""
 
@@ -150,7 +154,8 @@ def plan_chunks(
             room = limit - filled
             stop = min(tensor.numel, start + room)
             if stop < tensor.numel:
-                stop = start + (stop - start) // CUT * CUT
+                whole = LONG_CUT if stop - start >= LONG_CUT else CUT
+                stop = start + (stop - start) // whole * whole
             full = stop < tensor.numel
             if span and stop > (border := (start // span + 1) * span):
                 stop, full = border, False

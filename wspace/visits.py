@@ -15,6 +15,7 @@ from wspace.storage.headers import BITS
 from wspace.stream import (
     ALIGNMENT,
     CUT,
+    LONG_CUT,
     OUTPUTS,
     SLOTS,
     ChunkPlan,
@@ -114,9 +115,8 @@ def _runs(zoo: Zoo, rows: Sequence[int], room: Room, max_pieces: int) -> Iterato
             pieces, filled = [], 0
         if other:
             group, dtypes = tensor.group, types_of(tensor, rows)
-        n_chunks = room.chunks(dtypes, tensor.numel)
-        if n_chunks > 1:
-            yield list(_cut(index, tensor.numel, dtypes, n_chunks))
+        if room.chunks(dtypes, tensor.numel) > 1:
+            yield list(_cut(index, tensor.numel, dtypes, room.elements[dtypes]))
         elif tensor.numel:
             pieces.append(Piece(index, 0, tensor.numel, filled))
             filled += tensor.numel
@@ -128,10 +128,11 @@ def types_of(tensor: ZooTensor, rows: Sequence[int]) -> tuple[str, ...]:
     return tuple([tensor.stored[row].record.dtype for row in rows])
 
 
-def _cut(index: int, numel: int, dtypes: tuple[str, ...], n_chunks: int) -> Iterator[ChunkPlan]:
-    """A tensor in about equal chunks."""
-    step = -(-numel // n_chunks)
-    step = -(-step // CUT) * CUT
+def _cut(index: int, numel: int, dtypes: tuple[str, ...], longest: int) -> Iterator[ChunkPlan]:
+    """A tensor in about equal chunks of at most ``longest`` elements."""
+    step = -(-numel // -(-numel // longest))
+    long = -(-step // LONG_CUT) * LONG_CUT
+    step = long if long <= longest else -(-step // CUT) * CUT
     for start in range(0, numel, step):
         stop = min(start + step, numel)
         yield ChunkPlan((Piece(index, start, stop, 0),), dtypes, stop - start)

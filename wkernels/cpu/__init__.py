@@ -4,6 +4,7 @@ from wkernels.cpu.against import products_along, squared_distances
 from wkernels.cpu.blocks import BLOCK
 from wkernels.cpu.columns import column_products, column_sums
 from wkernels.cpu.consensus import joined
+from wkernels.cpu.digests import NO_DIGESTS, Digests
 from wkernels.cpu.kept import COUNTS, N_SUMS, SIZES, SQUARES, agreements, kept_sums
 from wkernels.cpu.masks import KEPT
 from wkernels.cpu.means import precision_mean
@@ -23,10 +24,12 @@ __all__ = [
     "COUNTS",
     "ELEMENTS",
     "KEPT",
+    "NO_DIGESTS",
     "N_SUMS",
     "ROOM",
     "SIZES",
     "SQUARES",
+    "Digests",
     "Pointers",
     "Sieve",
     "agreements",

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from wkernels.cpu.alike import add_rows, stand_in, store_rows
+from wkernels.cpu.digests import (
+    NO_DIGESTS,
+    Digests,
+    digest_ended,
+    first_after,
+    take_digests,
+)
 from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, read, write
 from wkernels.cpu.jit import fma, kernel
 from wkernels.cpu.parallel import over_ranges
@@ -42,13 +49,13 @@ def weighted_sum(
     n: int,
     *,
     threads: int,
-    ready: Callable[[int, int], object] = lambda start, stop: None,
+    digests: Digests = NO_DIGESTS,
     near: Sequence[int] = (),
 ) -> int:
     """See ``ops.weighted_sum``; ``copied`` is ``mixes.copied_rows``; ``base`` has 0 or 1 rows.
 
-    ``ready(start, stop)`` is called by each thread with the elements that it has just written,
-    which start at one of those in ``near`` (sorted), where there are any.
+    ``digests``: of blocks of the outputs; those are taken that lie between two of ``near``: sorted
+    elements, where the threads' shares may begin.
 
     Returns how many elements of the outputs are NaN or Inf: as products with zero are NaN too, 0
     means that every row that any mix computes with is finite.
@@ -77,11 +84,20 @@ def weighted_sum(
         done, bad = start, 0
         if stored is not None:
             done = _sum_alike(
-                stored, rows.addresses, factors, origin, outs.addresses[0], start, stop, bypass
+                stored,
+                rows.addresses,
+                factors,
+                origin,
+                outs.addresses[0],
+                start,
+                stop,
+                bypass,
+                digests,
             )
         if done < stop:
             bad = _range(*used, factors, *base, *outs_mixed, copies, done, stop, bypass)
-        ready(start, stop)
+            if len(digests.ends):
+                digest_ended(digests, done, stop)
         return bad
 
     return sum(over_ranges(work, n, step=BLOCK, threads=threads, least=PARALLEL, near=near))
@@ -96,7 +112,7 @@ def _stored_alike(
 
 
 @kernel
-def _sum_alike(like, addresses, factors, base, out, start, stop, bypass):
+def _sum_alike(like, addresses, factors, base, out, start, stop, bypass, digests):
     """One mix of rows, all of one type; ``base`` is an address or None.
 
     Returns where it stopped: before what is less than a turn, or a block with NaN or Inf.
@@ -107,6 +123,7 @@ def _sum_alike(like, addresses, factors, base, out, start, stop, bypass):
     bypass = bypass and (out + start * size) % 64 == 0
     stop -= (stop - start) % TURN
     origin = base
+    k = first_after(digests, start)
     while start < stop:
         n = min(BLOCK, stop - start)
         if base is not None:
@@ -123,6 +140,7 @@ def _sum_alike(like, addresses, factors, base, out, start, stop, bypass):
         ):
             break
         start += n
+        k = take_digests(digests, k, start)
     if bypass:
         fence()
     return start

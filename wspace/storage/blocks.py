@@ -97,20 +97,30 @@ class Blocks:
         if start < stop:
             yield start, stop
 
-    def starts(self, shard: int, start: int, stop: int) -> list[int]:
-        """Of the blocks of a run, and of the run."""
+    def whole(self, shard: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Those that lie in a run: their numbers, starts and stops."""
         of = self._shards[shard]
         first, last = of.touched(start, stop)
-        return [start, *of.starts[first + 1 : last].tolist()] if start < stop else []
+        numbers = np.arange(first, last)
+        numbers = numbers[(of.starts[numbers] >= start) & (of.stops[numbers] <= stop)]
+        return numbers, of.starts[numbers], of.stops[numbers]
+
+    def learn(self, shard: int, numbers: np.ndarray, digests: np.ndarray) -> None:
+        """Checksums that were taken elsewhere, uint8 ``[n, DIGEST]``."""
+        of = self._shards[shard]
+        of.digests[numbers] = digests
+        of.known[numbers] = True
 
     def sum(self, shard: int, start: int, data: memoryview) -> None:
-        """Take the checksums of bytes that will be written; of those of blocks in several parts."""
+        """Take the checksums that are not known yet of bytes that will be written."""
         of = self._shards[shard]
         first, last = of.touched(start, start + len(data))
+        if of.known[first:last].all():
+            return
         starts = np.maximum(of.starts[first:last], start)
         stops = np.minimum(of.stops[first:last], start + len(data))
         whole = stops - starts == of.stops[first:last] - of.starts[first:last]
-        left = ~of.restored[first:last]
+        left = ~of.known[first:last]
         for k in np.flatnonzero(left).tolist():
             begin, number = int(starts[k]), first + k
             piece = data[begin - start : int(stops[k]) - start]

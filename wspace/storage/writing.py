@@ -171,36 +171,31 @@ class CheckpointWriter:
         shard, first, whole = self._places[name]
         return self.finished(shard, first + start, whole if nbytes is None else nbytes)
 
-    def blocks_in(self, shard: int, position: int, nbytes: int) -> list[int]:
-        """Where blocks start among these bytes; the first of them may be in the middle of one."""
-        return self._blocks.starts(shard, position, position + nbytes)
+    def blocks_in(
+        self, shard: int, position: int, nbytes: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Blocks that lie in these bytes: their numbers, starts and stops."""
+        return self._blocks.whole(shard, position, position + nbytes)
 
-    def sum(self, shard: int, position: int, data: memoryview) -> None:
-        """Take checksums of what will be written there: now, while a cache has it."""
-        with profiling.stage(profiling.CHECKSUM, len(data)):
-            self._blocks.sum(shard, position, data)
+    def learn(self, shard: int, numbers: np.ndarray, digests: np.ndarray) -> None:
+        """Checksums of blocks that will be written, uint8 ``[n, DIGEST]``."""
+        self._blocks.learn(shard, numbers, digests)
 
-    def write(
-        self, shard: int, position: int, view: np.ndarray, *, summed: bool = False
-    ) -> list[Future[None]]:
-        """Start writing; ``view`` (uint8) must stay as it is until every future is done.
-
-        ``summed``: all of it was given to :meth:`sum`.
-        """
+    def write(self, shard: int, position: int, view: np.ndarray) -> list[Future[None]]:
+        """Start writing; ``view`` (uint8) must stay as it is until every future is done."""
         futures = []
         for start, stop in self._blocks.unfinished(shard, position, position + len(view)):
             while start < stop:
                 end = min(stop, start - start % WRITE + WRITE)  # whole pages, but for the ends
                 part = view[start - position : end - position]
-                futures.append(self._pool.submit(self._write, shard, start, part, summed))
+                futures.append(self._pool.submit(self._write, shard, start, part))
                 start = end
         return futures
 
-    def _write(self, shard: int, position: int, view: np.ndarray, summed: bool) -> None:
+    def _write(self, shard: int, position: int, view: np.ndarray) -> None:
         try:
-            if not summed:
-                with profiling.stage(profiling.CHECKSUM, len(view)):  # some is in a cache yet
-                    self._blocks.sum(shard, position, view.data)
+            with profiling.stage(profiling.CHECKSUM, len(view)):  # of what no kernel has summed
+                self._blocks.sum(shard, position, view.data)
             with profiling.stage(profiling.WRITE, len(view)):
                 self._files[shard].write(view, position)
             finished = self._blocks.written(shard, position, position + len(view))
