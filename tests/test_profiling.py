@@ -35,9 +35,10 @@ def test_bytes_and_seconds_add_up(zoo, tmp_path):
     with profiled() as profile:
         ws.merge(zoo, [0.5, 0.5], tmp_path / "out", memory="4MiB")
     assert profile.nbytes[READ] == 3 * 4 * zoo.numel
-    assert profile.nbytes[WRITE] == profile.nbytes[CHECKSUM] == 4 * zoo.numel
+    assert profile.nbytes[WRITE] == 4 * zoo.numel
+    assert profile.nbytes[CHECKSUM] <= 4 * zoo.numel  # kernels take those of blocks in one chunk
     assert sum(profile.parts.values()) == pytest.approx(profile.elapsed)
-    for name in (READ, WRITE, CHECKSUM, PASS, FLUSH):
+    for name in (READ, WRITE, PASS, FLUSH):
         assert profile.seconds[name] > 0, name
 
 
@@ -98,6 +99,7 @@ def test_the_command_prints_it(zoo, tmp_path, capsys):
     assert said.out == f"{tmp_path / 'out'}\n"
     lines = said.err.splitlines()
     assert [line.split(":")[0] for line in lines[:3]] == ["read", "checksum", "write"]
+    assert re.fullmatch(r"checksum: 0 bytes, 0.00 s of its threads; of .* while computing", lines[1])
     assert re.search(r"s in all: compute .* s, wait for reads .* s, wait for writes", lines[3])
     assert re.fullmatch("bottleneck: (compute|reading|writing|starting)", lines[4])
 

@@ -7,13 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from wkernels.cpu.alike import add_rows, stand_in, store_rows
-from wkernels.cpu.digests import (
-    NO_DIGESTS,
-    Digests,
-    digest_ended,
-    first_after,
-    take_digests,
-)
+from wkernels.cpu.digests import NO_DIGESTS, Digests, digest_ended, first_after, take_digests
 from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, read, write
 from wkernels.cpu.jit import fma, kernel
 from wkernels.cpu.parallel import over_ranges
@@ -84,16 +78,9 @@ def weighted_sum(
         done, bad = start, 0
         if stored is not None:
             done = _sum_alike(
-                stored,
-                rows.addresses,
-                factors,
-                origin,
-                outs.addresses[0],
-                start,
-                stop,
-                bypass,
+                stored, rows.addresses, factors, origin, outs.addresses[0], start, stop, bypass,
                 digests,
-            )
+            )  # fmt: skip
         if done < stop:
             bad = _range(*used, factors, *base, *outs_mixed, copies, done, stop, bypass)
             if len(digests.ends):

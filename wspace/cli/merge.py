@@ -176,6 +176,8 @@ def _described(profile: Profile) -> Iterator[str]:
         rate = f", {format_bytes(nbytes / seconds)}/s each" if seconds else ""
         past = profile.nbytes[DIRECT] if name == READ else 0
         how = f"; {format_bytes(past)} of it past the page cache" if past else ""
+        if name == CHECKSUM and (summed := profile.nbytes[WRITE] - nbytes) > 0:
+            how = f"; of {format_bytes(summed)} while computing"
         yield f"{name}: {format_bytes(nbytes)}, {seconds:.2f} s of its threads{rate}{how}"
     parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in profile.parts.items())
     yield f"{profile.elapsed:.2f} s in all: {parts}"

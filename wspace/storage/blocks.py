@@ -111,12 +111,16 @@ class Blocks:
         of.digests[numbers] = digests
         of.known[numbers] = True
 
+    def summed(self, shard: int, start: int, stop: int) -> bool:
+        """Whether the checksums of all blocks of a run are known."""
+        of = self._shards[shard]
+        first, last = of.touched(start, stop)
+        return bool(of.known[first:last].all())
+
     def sum(self, shard: int, start: int, data: memoryview) -> None:
         """Take the checksums that are not known yet of bytes that will be written."""
         of = self._shards[shard]
         first, last = of.touched(start, start + len(data))
-        if of.known[first:last].all():
-            return
         starts = np.maximum(of.starts[first:last], start)
         stops = np.minimum(of.stops[first:last], start + len(data))
         whole = stops - starts == of.stops[first:last] - of.starts[first:last]
