@@ -99,7 +99,9 @@ def test_the_command_prints_it(zoo, tmp_path, capsys):
     assert said.out == f"{tmp_path / 'out'}\n"
     lines = said.err.splitlines()
     assert [line.split(":")[0] for line in lines[:3]] == ["read", "checksum", "write"]
-    assert re.fullmatch(r"checksum: 0 bytes, 0.00 s of its threads; of .* while computing", lines[1])
+    assert re.fullmatch(
+        r"checksum: 0 bytes, 0.00 s of its threads; of .* while computing", lines[1]
+    )
     assert re.search(r"s in all: compute .* s, wait for reads .* s, wait for writes", lines[3])
     assert re.fullmatch("bottleneck: (compute|reading|writing|starting)", lines[4])
 

@@ -9,11 +9,13 @@ import wspace as ws
 from tests.zoos import save, state, zoo_on_disk
 from wspace import stream
 from wspace.devices import Cpu
+from wspace.storage import checksums
 
 
 def test_cuts_are_where_the_kernels_blocks_start():
     assert stream.CUT % wkernels.cpu.blocks.BLOCK == 0
     assert stream.CUT % wkernels.gpu.blocks.BLOCK == 0
+    assert 2 * stream.LONG_CUT % checksums.BLOCK == 0
     assert wkernels.cpu.blocks.BLOCK == wkernels.gpu.blocks.BLOCK
 
 
