@@ -63,7 +63,9 @@ def make(root, n, numel):
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory):
     return {
-        "small": make(tmp_path_factory.mktemp("small"), 4, 100_000),
+        # as many models: their number decides which kernels are compiled
+        "small 4": make(tmp_path_factory.mktemp("small4"), 4, 100_000),
+        "small 16": make(tmp_path_factory.mktemp("small16"), 16, 100_000),
         4: make(tmp_path_factory.mktemp("four"), 4, 8_000_000),
         16: make(tmp_path_factory.mktemp("sixteen"), 16, 8_000_000),
     }
@@ -73,7 +75,7 @@ def roots(tmp_path_factory):
 @pytest.mark.parametrize("what", ["merge", "gram"])
 def test_peak_memory_is_inside_the_budget(roots, tmp_path, what, n):
     budget = 48 << 20
-    arguments = [roots["small"], roots[n], tmp_path, what, budget]
+    arguments = [roots[f"small {n}"], roots[n], tmp_path, what, budget]
     command = [sys.executable, "-c", PASS, *map(str, arguments)]
     peak = int(
         subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
@@ -86,7 +88,7 @@ def test_peak_memory_is_inside_the_budget(roots, tmp_path, what, n):
 @pytest.mark.parametrize("method", ["ties", "dare_ties", "della", "ties, a sweep"])
 def test_peak_memory_of_methods_that_choose_elements(roots, tmp_path, method):
     budget = 48 << 20
-    arguments = [roots["small"], roots[4], tmp_path, method, budget]
+    arguments = [roots["small 4"], roots[4], tmp_path, method, budget]
     command = [sys.executable, "-c", PASS, *map(str, arguments)]
     peak = int(
         subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]

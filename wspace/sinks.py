@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -58,8 +59,9 @@ class _Asked(NamedTuple):
         """Tell the outputs what was taken."""
         taken = self.digests.taken.view(bool)
         found = self.digests.as_bytes()
-        for k, (writer, shard) in enumerate(self.homes):
+        for k in np.unique(self.home).tolist():
             own = taken & (self.home == k)
+            writer, shard = self.homes[k]
             writer.learn(shard, self.number[own], found[own])
 
 
@@ -82,33 +84,39 @@ class FileResults:
             return Ready(None, ())
         from wkernels.cpu import Digests
 
+        homes, table, begun = self._blocks
+        low, high = first * self._width, (first + n) * self._width
+        of_part = table[:, slice(*np.searchsorted(table[3], (low, high), "right"))]
+        of_part = of_part[:, of_part[2] >= low]
+        begun = begun[slice(*np.searchsorted(begun, (low, high)))]
+        near = np.unique(np.concatenate([begun, of_part[2]]))
+        # of rows whose blocks are not beside each other, a thread's share may begin within one
+        starts = np.searchsorted(near, of_part[2], "right")
+        whole = starts == np.searchsorted(near, of_part[3], "left")
+        home, number, start, stop, place = of_part[:, whole]
+        digests = Digests.of(DIGEST_FUNCTION, stop // self._width - first, place, stop - start)
+        self._asked.append(_Asked(homes, home, number, digests))
+        return Ready(digests, (near // self._width - first).tolist())
+
+    @cached_property
+    def _blocks(self) -> tuple[list[tuple[CheckpointWriter, int]], np.ndarray, np.ndarray]:
+        """Outputs and their shards; blocks that lie in the rows: which of those, number, first and
+        last byte in the row, address, int64 ``[5, n]``, as they end; and where runs begin."""
         homes: list[tuple[CheckpointWriter, int]] = []
-        columns: list[np.ndarray] = []  # of each run's blocks: home, number, start, stop, address
-        begun: set[int] = set()
-        address = self._buffer.ctypes.data
+        columns: list[np.ndarray] = []
+        begun: list[int] = []
         for writer, row, runs in self._runs:
             for shard, position, at, nbytes in runs:
-                if at >= (first + n) * self._width or at + nbytes <= first * self._width:
-                    continue
                 numbers, starts, stops = writer.blocks_in(shard, position, nbytes)
                 own = np.empty((5, len(numbers)), np.int64)
                 own[0], own[1] = len(homes), numbers
                 own[2], own[3] = starts + (at - position), stops + (at - position)
-                own[4] = own[2] + (address + row)
+                own[4] = own[2] + (self._buffer.ctypes.data + row)
                 homes.append((writer, shard))
                 columns.append(own)
-                begun.add(max(at, first * self._width))
+                begun.append(at)
         table = np.concatenate(columns, axis=1)
-        inside = (table[2] >= first * self._width) & (table[3] <= (first + n) * self._width)
-        table = table[:, inside]
-        table = table[:, np.argsort(table[3], kind="stable")]
-        near = np.array(sorted(begun.union(table[2].tolist())), np.int64)
-        # of rows whose blocks are not beside each other, a thread's share may begin within one
-        whole = np.searchsorted(near, table[2], "right") == np.searchsorted(near, table[3], "left")
-        home, number, start, stop, place = table[:, whole]
-        digests = Digests.of(DIGEST_FUNCTION, stop // self._width - first, place, stop - start)
-        self._asked.append(_Asked(homes, home, number, digests))
-        return Ready(digests, (near // self._width - first).tolist())
+        return homes, table[:, np.argsort(table[3], kind="stable")], np.unique(begun)
 
     def write(self) -> list[Future[None]]:
         """Start writing; the buffer must stay as it is until all futures are done."""
