@@ -2,6 +2,7 @@
 
 import threading
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from wkernels.cpu import Digests, Pointers, weighted_sum
 from wkernels.cpu.parallel import over_ranges
 from wkernels.mixes import MIXED
-from wspace.storage.digests import DIGEST_FUNCTION
+from wspace.storage.digests import digest_function
 
 N = 300_000
 
@@ -82,11 +83,9 @@ def test_checksums_taken_by_threads_are_those_of_what_they_wrote(dtype, bad):
     out = np.full(N, np.nan, dtype)
     borders = np.array([0, 50_000, 70_001, 140_003, 250_000, 290_001, N])
     starts, ends = borders[:-1], borders[1:]
-    near = [0, 70_001, 140_003, 250_000]
     width = out.itemsize
-    digests = Digests.of(
-        DIGEST_FUNCTION, ends, out.ctypes.data + starts * width, (ends - starts) * width
-    )
+    addresses, lengths = out.ctypes.data + starts * width, (ends - starts) * width
+    digests = Digests.of(digest_function(), starts, ends, addresses, lengths)
     weighted_sum(
         Pointers.of([row.ctypes.data for row in rows], [dtype, dtype]),
         np.ones((1, 2)),
@@ -96,9 +95,35 @@ def test_checksums_taken_by_threads_are_those_of_what_they_wrote(dtype, bad):
         N,
         threads=2,
         digests=digests,
-        near=near,
     )
     assert np.array_equal(out, rows[0] + rows[1], equal_nan=True)
     assert digests.taken.all()
     for start, end, found in zip(starts, ends, digests.as_bytes(), strict=True):
         assert found.tobytes() == xxhash.xxh3_128_digest(out[start:end])
+
+
+def test_blocks_that_lie_across_each_other_are_summed_when_they_are_there():
+    """Two outputs of which one is cut elsewhere: no thread begins inside of a block."""
+    rows = np.random.default_rng(0).standard_normal((2, N), dtype=np.float32)
+    outs = np.full((2, N), np.nan, np.float32)
+    cut = ([0, 100_000, 150_000, 200_000, N], [0, 90_000, 150_000, 290_000, N])
+    blocks = sorted(
+        (stop, start, out) for out, at in enumerate(cut) for start, stop in pairwise(at)
+    )
+    stops, starts, which = np.array(blocks).T
+    addresses = outs.ctypes.data + 4 * (N * which + starts)
+    digests = Digests.of(digest_function(), starts, stops, addresses, 4 * (stops - starts))
+    assert digests.borders == [0, 150_000]
+    weighted_sum(
+        Pointers.of([row.ctypes.data for row in rows], ["float32"] * 2),
+        np.array([[1.0, 1.0], [1.0, -1.0]]),
+        np.array([MIXED, MIXED]),
+        Pointers.of([], []),
+        Pointers.of([out.ctypes.data for out in outs], ["float32"] * 2),
+        N,
+        threads=2,
+        digests=digests,
+    )
+    assert digests.taken.all()
+    for (stop, start, out), found in zip(blocks, digests.as_bytes(), strict=True):
+        assert found.tobytes() == xxhash.xxh3_128_digest(outs[out, start:stop])

@@ -8,6 +8,7 @@ import pytest
 
 import wspace as ws
 from tests.zoos import zoo_on_disk
+from wspace import sinks
 from wspace.cli.main import main
 from wspace.profiling import (
     CHECKSUM,
@@ -16,6 +17,7 @@ from wspace.profiling import (
     PASS,
     READ,
     READS,
+    TAKEN,
     WRITE,
     WRITES,
     Profile,
@@ -31,12 +33,18 @@ def zoo(tmp_path):
     return ws.open_zoo(f"{tmp_path}/run-*", base=tmp_path / "base")
 
 
-def test_bytes_and_seconds_add_up(zoo, tmp_path):
+@pytest.mark.parametrize("by_kernels", [True, False])
+def test_bytes_and_seconds_add_up(zoo, tmp_path, monkeypatch, by_kernels):
+    if not by_kernels:
+        monkeypatch.setattr(sinks, "digest_function", lambda: 0)
     with profiled() as profile:
         ws.merge(zoo, [0.5, 0.5], tmp_path / "out", memory="4MiB")
     assert profile.nbytes[READ] == 3 * 4 * zoo.numel
-    assert profile.nbytes[WRITE] == 4 * zoo.numel
-    assert profile.nbytes[CHECKSUM] <= 4 * zoo.numel  # kernels take those of blocks in one chunk
+    summed = profile.nbytes[CHECKSUM] + profile.nbytes[TAKEN]
+    assert profile.nbytes[WRITE] == summed == 4 * zoo.numel
+    if not by_kernels:
+        assert profile.nbytes[CHECKSUM] == summed
+        assert profile.seconds[CHECKSUM] > 0
     assert sum(profile.parts.values()) == pytest.approx(profile.elapsed)
     for name in (READ, WRITE, PASS, FLUSH):
         assert profile.seconds[name] > 0, name

@@ -40,6 +40,17 @@ def test_every_element_is_in_one_chunk(tmp_path, limit, max_pieces):
     assert seen == {k: tensor.numel for k, tensor in enumerate(zoo.tensors)}
 
 
+def test_chunks_end_where_blocks_with_checksums_do(tmp_path):
+    """Where they have room for one."""
+    n = 5 * stream.LONG_CUT + stream.CUT
+    save(tmp_path / "run-0", {"a": torch.zeros(stream.CUT), "b": torch.zeros(n)})
+    zoo = ws.open_zoo(f"{tmp_path}/run-*")
+    limit = 2 * stream.LONG_CUT + stream.CUT // 2
+    plans = stream.plan_chunks(zoo, [0], lambda dtypes: limit, 4096)
+    stops = [piece.stop for plan in plans for piece in plan.pieces if piece.tensor == 1]
+    assert stops == [stream.LONG_CUT, 3 * stream.LONG_CUT, 5 * stream.LONG_CUT, n]
+
+
 def test_a_chunk_has_one_combination_of_dtypes(tmp_path):
     base = state(0)
     half = {

@@ -10,6 +10,7 @@ import torch
 import wspace as ws
 from tests.checkpoints import save_model
 from tests.recipes import plan
+from wspace import sinks
 from wspace.cli.main import main
 from wspace.errors import CheckpointError
 from wspace.recipes import merge_recipe
@@ -30,6 +31,14 @@ def out(tmp_path):
         save_model(tmp_path / f"runs/{seed}", state(seed) | {"steps": torch.tensor([3])}, {"x": 1})
     zoo = ws.open_zoo(f"{tmp_path}/runs/*")
     return ws.merge(zoo, [0.5, 0.5], tmp_path / "out", max_shard_size="1.7MB")[0]
+
+
+@pytest.mark.parametrize("memory", ["1MiB", "1GiB"])  # chunks that are less than a block, and more
+def test_kernels_take_the_checksums_that_xxhash_gives(out, tmp_path, monkeypatch, memory):
+    monkeypatch.setattr(sinks, "digest_function", lambda: 0)
+    zoo = ws.open_zoo(f"{tmp_path}/runs/*")
+    other = ws.merge(zoo, [0.5, 0.5], tmp_path / "other", memory=memory)[0]
+    assert checksums(other)["tensors"] == checksums(out)["tensors"]
 
 
 def flip(file, position, bit=0):

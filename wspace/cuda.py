@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from wkernels import mixes, ops
 from wkernels.gpu import products, statistics
-from wspace.devices import Ready, allocate
+from wspace.devices import allocate
 from wspace.errors import DeviceError
 from wspace.pipeline import HELD, Accelerator, Pipeline
 from wspace.stream import Chunk
+
+if TYPE_CHECKING:
+    from wkernels.cpu import Digests
 
 PORTABLE = 1
 """cudaHostRegisterPortable: pinned for all GPUs."""
@@ -90,7 +93,8 @@ class Gpu:
 
     def weighted_sum(
         self, chunk: Chunk, weights: np.ndarray, copied: np.ndarray, *, based: bool,
-        out: np.ndarray, out_starts: Sequence[int], out_names: Sequence[str], ready: Ready,
+        out: np.ndarray, out_starts: Sequence[int], out_names: Sequence[str],
+        digests: Digests | None,
     ) -> int:  # fmt: skip
         rows, base = rows_of(chunk, based)
         types = [getattr(torch, name) for name in out_names]

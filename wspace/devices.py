@@ -9,7 +9,7 @@ import mmap
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -19,15 +19,6 @@ from wspace.profiling import KERNELS, stage
 if TYPE_CHECKING:
     from wkernels.cpu import Digests
     from wspace.stream import Chunk
-
-
-class Ready(NamedTuple):
-    """What takes results while a cache has them."""
-
-    digests: Digests | None
-    """Blocks of the results whose checksums are wanted; None: of none."""
-    near: Sequence[int]
-    """Elements at which threads' shares had better begin, sorted: where those blocks do."""
 
 
 class Device(Protocol):
@@ -48,12 +39,13 @@ class Device(Protocol):
 
     def weighted_sum(
         self, chunk: Chunk, weights: np.ndarray, copied: np.ndarray, *, based: bool,
-        out: np.ndarray, out_starts: Sequence[int], out_names: Sequence[str], ready: Ready,
+        out: np.ndarray, out_starts: Sequence[int], out_names: Sequence[str],
+        digests: Digests | None,
     ) -> int:  # fmt: skip
         """Mixes of the chunk's rows into host rows; returns how many results are NaN or Inf.
 
-        ``based``: the last row of the chunk is the base. ``ready``: its checksums are taken, or,
-        where no cache of the host has the results, none.
+        ``based``: the last row of the chunk is the base. ``digests``: of blocks of the results; all
+        are taken, or, where no cache of the host has the results, none.
         """
         ...
 
@@ -133,7 +125,8 @@ class Cpu:
 
     def weighted_sum(
         self, chunk: Chunk, weights: np.ndarray, copied: np.ndarray, *, based: bool,
-        out: np.ndarray, out_starts: Sequence[int], out_names: Sequence[str], ready: Ready,
+        out: np.ndarray, out_starts: Sequence[int], out_names: Sequence[str],
+        digests: Digests | None,
     ) -> int:  # fmt: skip
         from wkernels import cpu
 
@@ -142,7 +135,7 @@ class Cpu:
         n = chunk.plan.n
         return cpu.weighted_sum(
             rows, weights, copied, base, outs, n, threads=self.threads,
-            digests=ready.digests or cpu.NO_DIGESTS, near=ready.near,
+            digests=digests or cpu.NO_DIGESTS,
         )  # fmt: skip
 
     def products(

@@ -211,7 +211,7 @@ def _compute(
             part, weights, mixes.copied_rows(weights, has_base=chosen.based), based=chosen.based,
             out=buffer, out_starts=[start + at * width for start in starts],
             out_names=[KERNEL_NAMES[name]] * chosen.n_mixes,
-            ready=results.ready(at, part.plan.n),
+            digests=results.digests(at, part.plan.n),
         )  # fmt: skip
     return bad
 

@@ -11,7 +11,7 @@ import torch
 
 from wkernels import arguments, ops
 from wspace.budgets import enough, recorded
-from wspace.devices import Cpu, Ready, device_named
+from wspace.devices import Cpu, device_named
 from wspace.errors import MisalignedZooError
 from wspace.grams import EXACT, Gram
 from wspace.jobs import output_dtype, plan_mixes, run_mixes
@@ -83,8 +83,8 @@ class _Loaded(NamedTuple):
 
     parts: list[tuple[torch.Tensor, torch.Tensor]]
 
-    def ready(self, first: int, n: int) -> Ready:
-        return Ready(None, ())
+    def digests(self, first: int, n: int) -> None:
+        return None
 
     def write(self) -> list[Future[None]]:
         for target, values in self.parts:

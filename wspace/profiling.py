@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-READ, WRITE, CHECKSUM = "read", "write", "checksum"  # in threads of their own, several at a time;
-# checksums only of what no kernel has taken them of
+READ, WRITE, CHECKSUM = "read", "write", "checksum"  # in threads of their own, several at a time
+TAKEN = "checksums of kernels"  # bytes whose checksums were taken while computing
 DIRECT = "past the page cache"  # a part of READ
 PASS, READS, WRITES, FLUSH = "pass", "wait for reads", "wait for writes", "flush"  # in the main one
 KERNELS = "load kernels"  # in the main one: a part of PASS

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from wkernels.dtypes import FLOATS
 from wspace.cuda import Gpu
-from wspace.devices import Ready
 from wspace.pipeline import HELD, Arrival
 from wspace.storage.headers import BITS
 from wspace.stream import CUT, Chunk, ChunkPlan, Piece
+
+if TYPE_CHECKING:
+    from wkernels.cpu import Digests
 
 
 class Part(NamedTuple):
@@ -75,7 +77,8 @@ class Several:
 
     def weighted_sum(
         self, chunk: Chunk, weights: np.ndarray, copied: np.ndarray, *, based: bool,
-        out: np.ndarray, out_starts: Sequence[int], out_names: Sequence[str], ready: Ready,
+        out: np.ndarray, out_starts: Sequence[int], out_names: Sequence[str],
+        digests: Digests | None,
     ) -> int:  # fmt: skip
         def mix(part: Part) -> int:
             starts = [
@@ -84,7 +87,7 @@ class Several:
             ]
             return part.device.weighted_sum(
                 part.chunk, weights, copied, based=based, out=out, out_starts=starts,
-                out_names=out_names, ready=ready,
+                out_names=out_names, digests=digests,
             )  # fmt: skip
 
         return sum(self._threads.map(mix, chunk.buffer))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from wspace.devices import Ready
-from wspace.storage.digests import DIGEST_FUNCTION
+from wspace.profiling import TAKEN, stage
+from wspace.storage.digests import digest_function
 from wspace.storage.headers import BITS
 from wspace.storage.writing import CheckpointWriter
 from wspace.stream import Chunk, ChunkPlan
@@ -26,8 +26,8 @@ it starts."""
 class Results(Protocol):
     """A chunk's results, in a buffer."""
 
-    def ready(self, first: int, n: int) -> Ready:
-        """What takes ``n`` elements of all rows, counted from ``first``, once they are there."""
+    def digests(self, first: int, n: int) -> Digests | None:
+        """The checksums that are wanted of ``n`` elements of all rows, counted from ``first``."""
         ...
 
     def write(self) -> list[Future[None]]:
@@ -62,7 +62,8 @@ class _Asked(NamedTuple):
         for k in np.unique(self.home).tolist():
             own = taken & (self.home == k)
             writer, shard = self.homes[k]
-            writer.learn(shard, self.number[own], found[own])
+            with stage(TAKEN, int(self.digests.lengths[own].sum())):
+                writer.learn(shard, self.number[own], found[own])
 
 
 class FileResults:
@@ -78,45 +79,38 @@ class FileResults:
         self._runs, self._buffer, self._width = runs, buffer, width
         self._asked: list[_Asked] = []
 
-    def ready(self, first: int, n: int) -> Ready:
-        """Asks for the checksums of ``n`` elements of all rows, counted from ``first``."""
-        if not DIGEST_FUNCTION:
-            return Ready(None, ())
+    def digests(self, first: int, n: int) -> Digests | None:
+        """Those of blocks that lie in ``n`` elements of the rows; :meth:`write` looks at them."""
+        function = digest_function()
+        if not function:
+            return None
         from wkernels.cpu import Digests
 
-        homes, table, begun = self._blocks
+        homes, table = self._blocks
         low, high = first * self._width, (first + n) * self._width
         of_part = table[:, slice(*np.searchsorted(table[3], (low, high), "right"))]
-        of_part = of_part[:, of_part[2] >= low]
-        begun = begun[slice(*np.searchsorted(begun, (low, high)))]
-        near = np.unique(np.concatenate([begun, of_part[2]]))
-        # of rows whose blocks are not beside each other, a thread's share may begin within one
-        starts = np.searchsorted(near, of_part[2], "right")
-        whole = starts == np.searchsorted(near, of_part[3], "left")
-        home, number, start, stop, place = of_part[:, whole]
-        digests = Digests.of(DIGEST_FUNCTION, stop // self._width - first, place, stop - start)
+        home, number, start, stop, address = of_part[:, of_part[2] >= low]
+        starts, stops = start // self._width - first, stop // self._width - first
+        digests = Digests.of(function, starts, stops, address, stop - start)
         self._asked.append(_Asked(homes, home, number, digests))
-        return Ready(digests, (near // self._width - first).tolist())
+        return digests
 
     @cached_property
-    def _blocks(self) -> tuple[list[tuple[CheckpointWriter, int]], np.ndarray, np.ndarray]:
-        """Outputs and their shards; blocks that lie in the rows: which of those, number, first and
-        last byte in the row, address, int64 ``[5, n]``, as they end; and where runs begin."""
+    def _blocks(self) -> tuple[list[tuple[CheckpointWriter, int]], np.ndarray]:
+        """Outputs and their shards, and the blocks that lie in the rows, as they end: which of
+        those, number, first and last byte in the row, address; int64 ``[5, n]``."""
         homes: list[tuple[CheckpointWriter, int]] = []
         columns: list[np.ndarray] = []
-        begun: list[int] = []
         for writer, row, runs in self._runs:
+            address = self._buffer.ctypes.data + row
             for shard, position, at, nbytes in runs:
                 numbers, starts, stops = writer.blocks_in(shard, position, nbytes)
-                own = np.empty((5, len(numbers)), np.int64)
-                own[0], own[1] = len(homes), numbers
-                own[2], own[3] = starts + (at - position), stops + (at - position)
-                own[4] = own[2] + (self._buffer.ctypes.data + row)
+                starts, stops = starts - position + at, stops - position + at
+                which = np.full(len(numbers), len(homes))
+                columns.append(np.stack([which, numbers, starts, stops, address + starts]))
                 homes.append((writer, shard))
-                columns.append(own)
-                begun.append(at)
         table = np.concatenate(columns, axis=1)
-        return homes, table[:, np.argsort(table[3], kind="stable")], np.unique(begun)
+        return homes, table[:, np.argsort(table[3], kind="stable")]
 
     def write(self) -> list[Future[None]]:
         """Start writing; the buffer must stay as it is until all futures are done."""

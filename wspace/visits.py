@@ -130,7 +130,8 @@ def types_of(tensor: ZooTensor, rows: Sequence[int]) -> tuple[str, ...]:
 
 def _cut(index: int, numel: int, dtypes: tuple[str, ...], longest: int) -> Iterator[ChunkPlan]:
     """A tensor in about equal chunks of at most ``longest`` elements."""
-    step = -(-numel // -(-numel // longest))
+    n_chunks = -(-numel // longest)
+    step = -(-numel // n_chunks)
     long = -(-step // LONG_CUT) * LONG_CUT
     step = long if long <= longest else -(-step // CUT) * CUT
     for start in range(0, numel, step):

@@ -20,8 +20,8 @@ class Digests(NamedTuple):
     function: int
     """Where the function is: ``struct {uint64_t low, high;} f(const void *, size_t)``; for machines
     that return such a struct in two registers, as x86-64 and AArch64 do."""
-    ends: np.ndarray
-    """int64 ``[n]``, sorted: the elements of a row after which each is there."""
+    starts: np.ndarray  # int64 [n], elements of a row: where each begins
+    ends: np.ndarray  # int64 [n], sorted: the elements after which each is there
     addresses: np.ndarray  # int64 [n]
     lengths: np.ndarray  # int64 [n], bytes
     found: np.ndarray  # uint64 [n, 2]: the higher half, and the lower one
@@ -29,20 +29,30 @@ class Digests(NamedTuple):
 
     @classmethod
     def of(
-        cls, function: int, ends: np.ndarray, addresses: np.ndarray, lengths: np.ndarray
-    ) -> Digests:
-        """With none of them taken."""
-        columns = [np.ascontiguousarray(each, np.int64) for each in (ends, addresses, lengths)]
-        return cls(
-            function, *columns, np.zeros((len(ends), 2), np.uint64), np.zeros(len(ends), np.uint8)
-        )
+        cls, function: int, starts: np.ndarray, ends: np.ndarray, addresses: np.ndarray,
+        lengths: np.ndarray,
+    ) -> Digests:  # fmt: skip
+        """With none of them taken; int64 ``[n]`` each."""
+        columns = [*map(np.ascontiguousarray, (starts, ends, addresses, lengths))]
+        n = len(starts)
+        return cls(function, *columns, np.zeros((n, 2), np.uint64), np.zeros(n, np.uint8))
+
+    @property
+    def borders(self) -> list[int]:
+        """Where a block begins and no other is unfinished, sorted. A thread that begins at one
+        writes the whole of each block that ends in its share."""
+        order = np.argsort(self.starts, kind="stable")
+        starts, reached = self.starts[order], np.maximum.accumulate(self.ends[order])
+        free = np.ones(len(starts), bool)
+        free[1:] = reached[:-1] <= starts[1:]
+        return starts[free].tolist()
 
     def as_bytes(self) -> np.ndarray:
         """``found`` as the bytes of two big-endian numbers, uint8 ``[n, 16]``."""
         return self.found.astype(">u8").view(np.uint8)
 
 
-NO_DIGESTS = Digests.of(0, *(np.empty(0, np.int64) for _ in range(3)))
+NO_DIGESTS = Digests.of(0, *[np.empty(0, np.int64)] * 4)
 
 
 @intrinsic

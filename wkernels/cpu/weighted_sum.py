@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from wkernels.cpu.alike import add_rows, stand_in, store_rows
@@ -44,12 +42,10 @@ def weighted_sum(
     *,
     threads: int,
     digests: Digests = NO_DIGESTS,
-    near: Sequence[int] = (),
 ) -> int:
     """See ``ops.weighted_sum``; ``copied`` is ``mixes.copied_rows``; ``base`` has 0 or 1 rows.
 
-    ``digests``: of blocks of the outputs; those are taken that lie between two of ``near``: sorted
-    elements, where the threads' shares may begin.
+    ``digests``: of blocks of the outputs, which are all taken.
 
     Returns how many elements of the outputs are NaN or Inf: as products with zero are NaN too, 0
     means that every row that any mix computes with is finite.
@@ -87,6 +83,7 @@ def weighted_sum(
                 digest_ended(digests, done, stop)
         return bad
 
+    near = digests.borders
     return sum(over_ranges(work, n, step=BLOCK, threads=threads, least=PARALLEL, near=near))
 
 

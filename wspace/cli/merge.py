@@ -22,7 +22,7 @@ from wspace.cli.options import (
 )
 from wspace.cli.tables import show
 from wspace.errors import WeightsError, WspaceError
-from wspace.profiling import CHECKSUM, DIRECT, READ, WRITE, Profile, profiled
+from wspace.profiling import CHECKSUM, DIRECT, READ, TAKEN, WRITE, Profile, profiled
 from wspace.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -176,8 +176,8 @@ def _described(profile: Profile) -> Iterator[str]:
         rate = f", {format_bytes(nbytes / seconds)}/s each" if seconds else ""
         past = profile.nbytes[DIRECT] if name == READ else 0
         how = f"; {format_bytes(past)} of it past the page cache" if past else ""
-        if name == CHECKSUM and (summed := profile.nbytes[WRITE] - nbytes) > 0:
-            how = f"; of {format_bytes(summed)} while computing"
+        if name == CHECKSUM and profile.nbytes[TAKEN]:
+            how = f"; of {format_bytes(profile.nbytes[TAKEN])} while computing"
         yield f"{name}: {format_bytes(nbytes)}, {seconds:.2f} s of its threads{rate}{how}"
     parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in profile.parts.items())
     yield f"{profile.elapsed:.2f} s in all: {parts}"

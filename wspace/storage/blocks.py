@@ -111,11 +111,13 @@ class Blocks:
         of.digests[numbers] = digests
         of.known[numbers] = True
 
-    def summed(self, shard: int, start: int, stop: int) -> bool:
-        """Whether the checksums of all blocks of a run are known."""
+    def unsummed(self, shard: int, start: int, stop: int) -> int:
+        """Bytes of a run whose blocks' checksums are not known."""
         of = self._shards[shard]
         first, last = of.touched(start, stop)
-        return bool(of.known[first:last].all())
+        starts, stops = of.starts[first:last], of.stops[first:last]
+        sizes = np.minimum(stops, stop) - np.maximum(starts, start)
+        return int(sizes[~of.known[first:last]].sum())
 
     def sum(self, shard: int, start: int, data: memoryview) -> None:
         """Take the checksums that are not known yet of bytes that will be written."""

@@ -194,8 +194,8 @@ class CheckpointWriter:
 
     def _write(self, shard: int, position: int, view: np.ndarray) -> None:
         try:
-            if not self._blocks.summed(shard, position, position + len(view)):
-                with profiling.stage(profiling.CHECKSUM, len(view)):  # some is in a cache yet
+            if unsummed := self._blocks.unsummed(shard, position, position + len(view)):
+                with profiling.stage(profiling.CHECKSUM, unsummed):  # some is in a cache yet
                     self._blocks.sum(shard, position, view.data)
             with profiling.stage(profiling.WRITE, len(view)):
                 self._files[shard].write(view, position)
