@@ -1,5 +1,6 @@
 """Work is cut so that every element is done once, near where it had better be cut."""
 
+import sys
 import threading
 import time
 from itertools import pairwise
@@ -10,17 +11,19 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wkernels.cpu import Digests, Pointers, weighted_sum
+from wkernels.cpu import Digests, Pointers, Run, weighted_sum
 from wkernels.cpu.parallel import over_ranges
 from wkernels.mixes import MIXED
 from wspace.storage.digests import digest_function
+
+sums = sys.modules["wkernels.cpu.weighted_sum"]  # the package has a function of that name
 
 N = 300_000
 
 
 @given(st.integers(1, N), st.lists(st.integers(0, N - 1), unique=True).map(sorted))
 def test_ranges_cover_everything_once(n, near):
-    near = [start for start in near if start < n]
+    near = np.array([start for start in near if start < n], np.int64)
     found = over_ranges(lambda a, b: (a, b), n, step=64, threads=2, least=1000, near=near)
     assert [a for a, _ in found] == [0, *(b for _, b in found[:-1])]
     assert found[-1][1] == n
@@ -74,6 +77,51 @@ def test_work_inside_of_work_does_not_wait_for_itself():
     assert over_ranges(outer, 8, step=1, threads=2, least=1) == [1000] * 8
 
 
+class Table:
+    """Blocks of a row, cut at ``borders`` (elements), as an output has them: in bytes of a file."""
+
+    OFFSET = 1000  # of the row in the file
+
+    def __init__(self, row, borders):
+        at = np.array(borders) * row.itemsize + self.OFFSET
+        self.row, self.borders = row, np.array(borders)
+        self.starts, self.stops = at[:-1].copy(), at[1:].copy()
+        self.found = np.zeros((len(borders) - 1, 16), np.uint8)
+        self.taken = np.zeros(len(borders) - 1, bool)
+
+    @property
+    def run(self):
+        address = self.row.ctypes.data
+        tables = [t.ctypes.data for t in (self.starts, self.stops, self.found, self.taken)]
+        return Run(address, address - self.OFFSET, len(self.starts), *tables)
+
+    def check(self, taken):
+        """Those that should be are taken, and right; the others are as they were."""
+        assert self.taken.tolist() == list(taken)
+        for (start, stop), found, own in zip(
+            pairwise(self.borders), self.found, self.taken, strict=True
+        ):
+            digest = xxhash.xxh3_128_digest(self.row[start:stop])
+            assert found.tobytes() == (digest if own else bytes(16))
+
+
+def summed(rows, weights, outs, tables, threads=2):
+    """Sums of the rows, with checksums."""
+    names = [str(rows.dtype)] * len(rows)
+    borders = tables[0].borders[:-1]
+    runs, n = [table.run for table in tables], outs[0].size
+    weighted_sum(
+        Pointers.of([row.ctypes.data for row in rows], names),
+        np.array(weights),
+        np.full(len(outs), MIXED),
+        Pointers.of([], []),
+        Pointers.of([out.ctypes.data for out in outs], names[:1] * len(outs)),
+        n,
+        threads=threads,
+        digests=Digests.of(digest_function(), rows.itemsize, runs, borders),
+    )
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])  # written by different kernels
 @pytest.mark.parametrize("bad", [None, 100, N - 1])  # from there on, another kernel goes on
 def test_checksums_taken_by_threads_are_those_of_what_they_wrote(dtype, bad):
@@ -81,49 +129,42 @@ def test_checksums_taken_by_threads_are_those_of_what_they_wrote(dtype, bad):
     if bad is not None:
         rows[1, bad] = np.nan
     out = np.full(N, np.nan, dtype)
-    borders = np.array([0, 50_000, 70_001, 140_003, 250_000, 290_001, N])
-    starts, ends = borders[:-1], borders[1:]
-    width = out.itemsize
-    addresses, lengths = out.ctypes.data + starts * width, (ends - starts) * width
-    digests = Digests.of(digest_function(), starts, ends, addresses, lengths)
-    weighted_sum(
-        Pointers.of([row.ctypes.data for row in rows], [dtype, dtype]),
-        np.ones((1, 2)),
-        np.array([MIXED]),
-        Pointers.of([], []),
-        Pointers.of([out.ctypes.data], [dtype]),
-        N,
-        threads=2,
-        digests=digests,
-    )
+    table = Table(out, [0, 50_000, 70_001, 140_003, 250_000, 290_001, N])
+    summed(rows, [[1.0, 1.0]], [out], [table])
     assert np.array_equal(out, rows[0] + rows[1], equal_nan=True)
-    assert digests.taken.all()
-    for start, end, found in zip(starts, ends, digests.as_bytes(), strict=True):
-        assert found.tobytes() == xxhash.xxh3_128_digest(out[start:end])
+    table.check([True] * 6)
 
 
-def test_blocks_that_lie_across_each_other_are_summed_when_they_are_there():
-    """Two outputs of which one is cut elsewhere: no thread begins inside of a block."""
+def test_a_block_is_summed_as_soon_as_it_is_there(monkeypatch):
+    """Each ends with what is computed at a time: none is left for the end of a thread's share."""
+    monkeypatch.setattr(sums, "digest_written", None)
+    n = N // sums.BLOCK * sums.BLOCK
+    rows = np.random.default_rng(0).standard_normal((2, n), dtype=np.float32)
+    table = Table(np.full(n, np.nan, np.float32), range(0, n + 1, 2 * sums.BLOCK))
+    summed(rows, [[1.0, 1.0]], [table.row], [table])
+    table.check([True] * len(table.starts))
+
+
+def test_a_checksum_that_is_known_is_left_as_it_is():
+    """That of a block which an earlier run has written is of what is on the disk."""
+    rows = np.random.default_rng(0).standard_normal((2, N), dtype=np.float32)
+    out = np.full(N, np.nan, np.float32)
+    table = Table(out, [0, 50_000, 70_001, 140_003, N])
+    table.taken[1], table.found[1] = True, 7
+    summed(rows, [[1.0, 1.0]], [out], [table])
+    assert (table.found[1] == 7).all()
+    table.taken[1], table.found[1] = False, 0
+    table.check([True, False, True, True])
+
+
+def test_blocks_that_lie_across_each_other_are_summed_where_one_thread_writes_them():
+    """Two outputs of which one is cut elsewhere: threads begin where a block of the first does."""
     rows = np.random.default_rng(0).standard_normal((2, N), dtype=np.float32)
     outs = np.full((2, N), np.nan, np.float32)
-    cut = ([0, 100_000, 150_000, 200_000, N], [0, 90_000, 150_000, 290_000, N])
-    blocks = sorted(
-        (stop, start, out) for out, at in enumerate(cut) for start, stop in pairwise(at)
-    )
-    stops, starts, which = np.array(blocks).T
-    addresses = outs.ctypes.data + 4 * (N * which + starts)
-    digests = Digests.of(digest_function(), starts, stops, addresses, 4 * (stops - starts))
-    assert digests.borders == [0, 150_000]
-    weighted_sum(
-        Pointers.of([row.ctypes.data for row in rows], ["float32"] * 2),
-        np.array([[1.0, 1.0], [1.0, -1.0]]),
-        np.array([MIXED, MIXED]),
-        Pointers.of([], []),
-        Pointers.of([out.ctypes.data for out in outs], ["float32"] * 2),
-        N,
-        threads=2,
-        digests=digests,
-    )
-    assert digests.taken.all()
-    for (stop, start, out), found in zip(blocks, digests.as_bytes(), strict=True):
-        assert found.tobytes() == xxhash.xxh3_128_digest(outs[out, start:stop])
+    cuts = ([0, 100_000, 150_000, 200_000, N], [0, 90_000, 150_000, 180_000, 290_000, N])
+    tables = [Table(out, cut) for out, cut in zip(outs, cuts, strict=True)]
+    summed(rows, [[1.0, 1.0], [1.0, -1.0]], outs, tables)
+    tables[0].check([True] * 4)
+    tables[1].check([True, True, True, False, True])
+    summed(rows, [[1.0, 1.0], [1.0, -1.0]], outs, tables, threads=1)
+    tables[1].check([True] * 5)

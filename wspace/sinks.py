@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from wspace.profiling import TAKEN, stage
 from wspace.storage.digests import digest_function
 from wspace.storage.headers import BITS
 from wspace.storage.writing import CheckpointWriter
@@ -47,25 +46,6 @@ class Sink(Protocol):
         ...
 
 
-class _Asked(NamedTuple):
-    """Blocks whose checksums a kernel may take, in the order in which they end."""
-
-    homes: Sequence[tuple[CheckpointWriter, int]]  # outputs, and their shards
-    home: np.ndarray  # int64 [n]
-    number: np.ndarray  # int64 [n], of the block in the shard
-    digests: Digests
-
-    def learn(self) -> None:
-        """Tell the outputs what was taken."""
-        taken = self.digests.taken.view(bool)
-        found = self.digests.as_bytes()
-        for k in np.unique(self.home).tolist():
-            own = taken & (self.home == k)
-            writer, shard = self.homes[k]
-            with stage(TAKEN, int(self.digests.lengths[own].sum())):
-                writer.learn(shard, self.number[own], found[own])
-
-
 class FileResults:
     """Results on their way to files."""
 
@@ -77,51 +57,45 @@ class FileResults:
     ) -> None:
         """``runs``: of each mix, where its row starts in the buffer, and where parts of it go."""
         self._runs, self._buffer, self._width = runs, buffer, width
-        self._asked: list[_Asked] = []
 
     def digests(self, first: int, n: int) -> Digests | None:
-        """Those of blocks that lie in ``n`` elements of the rows; :meth:`write` looks at them."""
+        """Those of blocks that lie in ``n`` elements of the rows."""
         function = digest_function()
         if not function:
             return None
-        from wkernels.cpu import Digests
+        from wkernels.cpu import Digests, Run
 
-        homes, table = self._blocks
         low, high = first * self._width, (first + n) * self._width
-        of_part = table[:, slice(*np.searchsorted(table[3], (low, high), "right"))]
-        home, number, start, stop, address = of_part[:, of_part[2] >= low]
-        starts, stops = start // self._width - first, stop // self._width - first
-        digests = Digests.of(function, starts, stops, address, stop - start)
-        self._asked.append(_Asked(homes, home, number, digests))
-        return digests
-
-    @cached_property
-    def _blocks(self) -> tuple[list[tuple[CheckpointWriter, int]], np.ndarray]:
-        """Outputs and their shards, and the blocks that lie in the rows, as they end: which of
-        those, number, first and last byte in the row, address; int64 ``[5, n]``."""
-        homes: list[tuple[CheckpointWriter, int]] = []
-        columns: list[np.ndarray] = []
-        for writer, row, runs in self._runs:
+        found: list[Run] = []
+        borders: list[np.ndarray] = []  # of one output; the others are cut like it
+        for k, (writer, row, runs) in enumerate(self._runs):
             address = self._buffer.ctypes.data + row
-            for shard, position, at, nbytes in runs:
-                numbers, starts, stops = writer.blocks_in(shard, position, nbytes)
-                starts, stops = starts - position + at, stops - position + at
-                which = np.full(len(numbers), len(homes))
-                columns.append(np.stack([which, numbers, starts, stops, address + starts]))
-                homes.append((writer, shard))
-        table = np.concatenate(columns, axis=1)
-        return homes, table[:, np.argsort(table[3], kind="stable")]
+            for shard, position, at, nbytes in _between(runs, low, high):
+                starts, tables = writer.blocks_in(shard, position, nbytes)
+                found.append(Run(address + low, address + at - position, len(starts), *tables))
+                if k == 0:
+                    borders.append((starts + (at - position - low)) // self._width)
+        joined = np.concatenate(borders) if len(borders) > 1 else borders[0]
+        return Digests.of(function, self._width, found, joined)
 
     def write(self) -> list[Future[None]]:
         """Start writing; the buffer must stay as it is until all futures are done."""
-        for asked in self._asked:
-            asked.learn()
         futures = []
         for writer, row, runs in self._runs:
             for shard, position, at, nbytes in runs:
                 view = self._buffer[row + at : row + at + nbytes]
                 futures += writer.write(shard, position, view)
         return futures
+
+
+def _between(runs: list[list[int]], low: int, high: int) -> Iterator[tuple[int, int, int, int]]:
+    """What of runs (see :func:`_runs`) lies between two bytes of the row."""
+    for k in range(bisect_right(runs, low, key=lambda run: run[2]) - 1, len(runs)):
+        shard, position, at, nbytes = runs[k]
+        if at >= high:
+            return
+        start, stop = max(at, low), min(at + nbytes, high)
+        yield shard, position + start - at, start, stop - start
 
 
 class FileSink:

@@ -4,7 +4,7 @@ from wkernels.cpu.against import products_along, squared_distances
 from wkernels.cpu.blocks import BLOCK
 from wkernels.cpu.columns import column_products, column_sums
 from wkernels.cpu.consensus import joined
-from wkernels.cpu.digests import NO_DIGESTS, Digests
+from wkernels.cpu.digests import NO_DIGESTS, Digests, Run
 from wkernels.cpu.kept import COUNTS, N_SUMS, SIZES, SQUARES, agreements, kept_sums
 from wkernels.cpu.masks import KEPT
 from wkernels.cpu.means import precision_mean
@@ -31,6 +31,7 @@ __all__ = [
     "SQUARES",
     "Digests",
     "Pointers",
+    "Run",
     "Sieve",
     "agreements",
     "column_products",

@@ -5,54 +5,55 @@ They are those of a C function of another library, which gets a block's address 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
 
-from wkernels.cpu.jit import kernel
+from wkernels.cpu.jit import array_at, kernel
 from wkernels.cpu.parts import inner, intrinsic, types
+
+DIGEST = 16
+"""Bytes of a checksum."""
+
+NEVER = 1 << 62
+"""An element that no row has."""
+
+
+class Run(NamedTuple):
+    """Blocks beside each other in a row, and where their tables are. Addresses, and numbers."""
+
+    row: int  # of the row's first element
+    shift: int  # what makes an address of where a block starts and stops
+    n: int  # blocks
+    starts: int  # int64 [n], bytes
+    stops: int  # int64 [n]
+    found: int  # uint8 [n, DIGEST]: the checksums, as two big-endian numbers
+    taken: int  # bool [n]: whether a checksum is known
+
+
+_ROW, _SHIFT, _N, _STARTS, _STOPS, _FOUND, _TAKEN = range(len(Run._fields))
 
 
 class Digests(NamedTuple):
-    """Blocks of memory whose checksums are wanted, and those."""
+    """Blocks of results whose checksums are wanted, and of which those are taken that lie within
+    what one thread writes. Whoever makes it keeps the tables alive."""
 
     function: int
     """Where the function is: ``struct {uint64_t low, high;} f(const void *, size_t)``; for machines
     that return such a struct in two registers, as x86-64 and AArch64 do."""
-    starts: np.ndarray  # int64 [n], elements of a row: where each begins
-    ends: np.ndarray  # int64 [n], sorted: the elements after which each is there
-    addresses: np.ndarray  # int64 [n]
-    lengths: np.ndarray  # int64 [n], bytes
-    found: np.ndarray  # uint64 [n, 2]: the higher half, and the lower one
-    taken: np.ndarray  # uint8 [n]: 1 where it is found
+    width: int  # bytes of an element
+    runs: np.ndarray  # int64 [n_runs, 7], see Run; a row's in the order in which they lie there
+    borders: np.ndarray  # int64, sorted: elements at which threads should begin
 
     @classmethod
-    def of(
-        cls, function: int, starts: np.ndarray, ends: np.ndarray, addresses: np.ndarray,
-        lengths: np.ndarray,
-    ) -> Digests:  # fmt: skip
-        """With none of them taken; int64 ``[n]`` each."""
-        columns = [*map(np.ascontiguousarray, (starts, ends, addresses, lengths))]
-        n = len(starts)
-        return cls(function, *columns, np.zeros((n, 2), np.uint64), np.zeros(n, np.uint8))
-
-    @property
-    def borders(self) -> list[int]:
-        """Where a block begins and no other is unfinished, sorted. A thread that begins at one
-        writes the whole of each block that ends in its share."""
-        order = np.argsort(self.starts, kind="stable")
-        starts, reached = self.starts[order], np.maximum.accumulate(self.ends[order])
-        free = np.ones(len(starts), bool)
-        free[1:] = reached[:-1] <= starts[1:]
-        return starts[free].tolist()
-
-    def as_bytes(self) -> np.ndarray:
-        """``found`` as the bytes of two big-endian numbers, uint8 ``[n, 16]``."""
-        return self.found.astype(">u8").view(np.uint8)
+    def of(cls, function: int, width: int, runs: Sequence[Run], borders: np.ndarray) -> Digests:
+        table = np.array(runs, np.int64).reshape(-1, len(Run._fields))
+        return cls(function, width, table, borders)
 
 
-NO_DIGESTS = Digests.of(0, *[np.empty(0, np.int64)] * 4)
+NO_DIGESTS = Digests.of(0, 1, [], np.empty(0, np.int64))
 
 
 @intrinsic
@@ -70,27 +71,51 @@ def _called(context, function, address, nbytes):
 
 
 @inner
-def first_after(digests, start):
-    """The first block that ends after element ``start``."""
-    k = 0
-    while k < digests.ends.size and digests.ends[k] <= start:
-        k += 1
-    return k
+def _take(function, address, nbytes, found):
+    low, high = _called(function, address, nbytes)
+    for k in range(8):
+        found[k] = (high >> np.uint64(56 - 8 * k)) & np.uint64(255)
+        found[8 + k] = (low >> np.uint64(56 - 8 * k)) & np.uint64(255)
 
 
 @inner
-def take_digests(digests, k, stop):
-    """Of the blocks from ``k`` on that end by element ``stop``; returns the next."""
-    while k < digests.ends.size and digests.ends[k] <= stop:
-        low, high = _called(digests.function, digests.addresses[k], digests.lengths[k])
-        digests.found[k, 0] = high
-        digests.found[k, 1] = low
-        digests.taken[k] = 1
-        k += 1
-    return k
+def take_digests(digests, start, stop, after):
+    """Of the blocks between elements ``start`` and ``stop`` those that end at ``after`` or later.
+
+    Returns where the next ends.
+    """
+    due = NEVER
+    for r in range(digests.runs.shape[0]):
+        run = digests.runs[r]
+        n, shift = run[_N], run[_SHIFT] - run[_ROW]
+        starts, stops = array_at(run[_STARTS], n, np.int64), array_at(run[_STOPS], n, np.int64)
+        k = _first_from(stops, after * digests.width - shift)
+        while k < n and stops[k] + shift <= stop * digests.width:
+            taken = array_at(run[_TAKEN] + k, 1, np.uint8)
+            if not taken[0] and starts[k] + shift >= start * digests.width:
+                found = array_at(run[_FOUND] + DIGEST * k, DIGEST, np.uint8)
+                _take(digests.function, starts[k] + run[_SHIFT], stops[k] - starts[k], found)
+                taken[0] = 1
+            k += 1
+        if k < n:
+            due = min(due, (stops[k] + shift) // digests.width)
+    return due
+
+
+@inner
+def _first_from(numbers, limit):
+    """Of sorted numbers the first that is not less, by halves."""
+    low, high = 0, numbers.size
+    while low < high:
+        middle = (low + high) // 2
+        if numbers[middle] >= limit:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 @kernel
-def digest_ended(digests, start, stop):
-    """Of the blocks that end after element ``start``, and by ``stop``."""
-    take_digests(digests, first_after(digests, start), stop)
+def digest_written(digests, start, stop):
+    """Of the blocks between two elements, those that are not taken yet."""
+    take_digests(digests, start, stop, start)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any
+
+import numpy as np
 
 PIECES = 4
 """Pieces of work for each thread: a thread that the machine slows down then holds nobody up."""
@@ -24,7 +25,7 @@ def over_ranges(
     step: int,
     threads: int,
     least: int,
-    near: Sequence[int] = (),
+    near: np.ndarray | None = None,
 ) -> list[Any]:
     """``[work(start, stop), ...]`` over consecutive ranges that cover ``0..n``.
 
@@ -41,10 +42,9 @@ def over_ranges(
     size = -(-n // pieces)
     size = -(-size // step) * step
     starts = list(range(0, n, size))
-    if near:
-        last = [bisect_right(near, start) - 1 for start in starts]
-        starts = [near[k] if k >= 0 else start for k, start in zip(last, starts, strict=True)]
-        starts = sorted({0, *starts})
+    if near is not None and len(near):
+        last = np.searchsorted(near, starts, "right") - 1
+        starts = sorted({0, *np.where(last >= 0, near[last], starts).tolist()})
     stops = [*starts[1:], n]
     results: list[Any] = [None] * len(starts)
     turns = iter(range(len(starts)))

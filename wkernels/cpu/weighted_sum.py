@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from wkernels.cpu.alike import add_rows, stand_in, store_rows
-from wkernels.cpu.digests import NO_DIGESTS, Digests, digest_ended, first_after, take_digests
+from wkernels.cpu.digests import NO_DIGESTS, Digests, digest_written, take_digests
 from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, read, write
 from wkernels.cpu.jit import fma, kernel
 from wkernels.cpu.parallel import over_ranges
@@ -45,7 +45,7 @@ def weighted_sum(
 ) -> int:
     """See ``ops.weighted_sum``; ``copied`` is ``mixes.copied_rows``; ``base`` has 0 or 1 rows.
 
-    ``digests``: of blocks of the outputs, which are all taken.
+    ``digests``: of blocks of the outputs; those are taken that one thread writes.
 
     Returns how many elements of the outputs are NaN or Inf: as products with zero are NaN too, 0
     means that every row that any mix computes with is finite.
@@ -79,8 +79,8 @@ def weighted_sum(
             )  # fmt: skip
         if done < stop:
             bad = _range(*used, factors, *base, *outs_mixed, copies, done, stop, bypass)
-            if len(digests.ends):
-                digest_ended(digests, done, stop)
+            if len(digests.runs):
+                digest_written(digests, start, stop)
         return bad
 
     near = digests.borders
@@ -107,7 +107,7 @@ def _sum_alike(like, addresses, factors, base, out, start, stop, bypass, digests
     bypass = bypass and (out + start * size) % 64 == 0
     stop -= (stop - start) % TURN
     origin = base
-    k = first_after(digests, start)
+    first, due = start, start
     while start < stop:
         n = min(BLOCK, stop - start)
         if base is not None:
@@ -124,7 +124,8 @@ def _sum_alike(like, addresses, factors, base, out, start, stop, bypass, digests
         ):
             break
         start += n
-        k = take_digests(digests, k, start)
+        if start >= due:
+            due = take_digests(digests, first, start, due)
     if bypass:
         fence()
     return start

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -37,7 +37,12 @@ class _Shard:
         self.end = tensors[-1][1] if tensors else 0
         self.digests = np.zeros((len(self.starts), DIGEST), np.uint8)
         self.known = np.zeros(len(self.starts), bool)
+        tables = (self.starts, self.stops, self.digests, self.known)
+        self._addresses = [(table.ctypes.data, table.strides[0]) for table in tables]
         self.restored = np.zeros(len(self.starts), bool)  # of an earlier run
+        # a look at a few of them takes a fifth of what numpy takes, whose code no cache has by then
+        self._starts, self._stops = self.starts.data, self.stops.data
+        self._known = self.known.data
 
     def text(self, first: int, last: int) -> str:
         """The checksums of blocks, one after the other."""
@@ -47,10 +52,21 @@ class _Shard:
         self.digests[number] = np.frombuffer(digest, np.uint8)
         self.known[number] = True
 
+    def addresses(self, number: int) -> list[int]:
+        """Of what the tables say of a block and those after it: as ``wkernels.cpu.Run`` has it."""
+        return [address + number * step for address, step in self._addresses]
+
     def touched(self, start: int, stop: int) -> tuple[int, int]:
         """Numbers of the first block that has bytes of a run, and of the last, and one more."""
-        first = int(np.searchsorted(self.starts, start, "right")) - 1
-        return first, max(first, int(np.searchsorted(self.starts, stop, "left")))
+        first = bisect_right(self._starts, start) - 1
+        return first, max(first, bisect_left(self._starts, stop))
+
+    def all_known(self, first: int, last: int) -> bool:
+        return all(self._known[first:last])
+
+    def place(self, number: int) -> tuple[int, int]:
+        """The bytes of a block: first and last."""
+        return self._starts[number], self._stops[number]
 
 
 class Blocks:
@@ -97,24 +113,21 @@ class Blocks:
         if start < stop:
             yield start, stop
 
-    def whole(self, shard: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Those that lie in a run: their numbers, starts and stops."""
+    def within(self, shard: int, start: int, stop: int) -> tuple[np.ndarray, list[int]]:
+        """Of those that start in a run where each does, and for kernels, which may take their
+        checksums, the addresses of their tables."""
         of = self._shards[shard]
         first, last = of.touched(start, stop)
-        numbers = np.arange(first, last)
-        numbers = numbers[(of.starts[numbers] >= start) & (of.stops[numbers] <= stop)]
-        return numbers, of.starts[numbers], of.stops[numbers]
-
-    def learn(self, shard: int, numbers: np.ndarray, digests: np.ndarray) -> None:
-        """Checksums that were taken elsewhere, uint8 ``[n, DIGEST]``."""
-        of = self._shards[shard]
-        of.digests[numbers] = digests
-        of.known[numbers] = True
+        if first < last and of.place(first)[0] < start:
+            first += 1
+        return of.starts[first:last], of.addresses(first)
 
     def unsummed(self, shard: int, start: int, stop: int) -> int:
         """Bytes of a run whose blocks' checksums are not known."""
         of = self._shards[shard]
         first, last = of.touched(start, stop)
+        if of.all_known(first, last):
+            return 0
         starts, stops = of.starts[first:last], of.stops[first:last]
         sizes = np.minimum(stops, stop) - np.maximum(starts, start)
         return int(sizes[~of.known[first:last]].sum())
@@ -139,13 +152,13 @@ class Blocks:
         of = self._shards[shard]
         first, last = of.touched(start, stop)
         runs = []
-        if first < last and start > of.starts[first]:
-            if self._completed(shard, first, min(stop, int(of.stops[first])) - start):
+        if first < last and start > of.place(first)[0]:
+            if self._completed(shard, first, min(stop, of.place(first)[1]) - start):
                 runs.append(Run(shard, first, first + 1))
             first += 1
-        if first < last and stop < of.stops[last - 1]:
+        if first < last and stop < of.place(last - 1)[1]:
             last -= 1
-            if self._completed(shard, last, stop - int(of.starts[last])):
+            if self._completed(shard, last, stop - of.place(last)[0]):
                 runs.append(Run(shard, last, last + 1))
         if first < last:
             runs.append(Run(shard, first, last))
@@ -154,7 +167,7 @@ class Blocks:
     def listed(self, run: Run) -> Block:
         """Finished blocks, as a line of a journal: one block, or several beside each other."""
         of = self._shards[run.shard]
-        start, stop = int(of.starts[run.first]), int(of.stops[run.last - 1])
+        start, stop = of.place(run.first)[0], of.place(run.last - 1)[1]
         return Block(run.shard, start, stop - start, of.text(run.first, run.last))
 
     def split(self, lines: Iterable[Block]) -> list[Block]:

@@ -171,15 +171,9 @@ class CheckpointWriter:
         shard, first, whole = self._places[name]
         return self.finished(shard, first + start, whole if nbytes is None else nbytes)
 
-    def blocks_in(
-        self, shard: int, position: int, nbytes: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Blocks that lie in these bytes: their numbers, starts and stops."""
-        return self._blocks.whole(shard, position, position + nbytes)
-
-    def learn(self, shard: int, numbers: np.ndarray, digests: np.ndarray) -> None:
-        """Checksums of blocks that will be written, uint8 ``[n, DIGEST]``."""
-        self._blocks.learn(shard, numbers, digests)
+    def blocks_in(self, shard: int, position: int, nbytes: int) -> tuple[np.ndarray, list[int]]:
+        """Of blocks that start in these bytes: see ``Blocks.within``."""
+        return self._blocks.within(shard, position, position + nbytes)
 
     def write(self, shard: int, position: int, view: np.ndarray) -> list[Future[None]]:
         """Start writing; ``view`` (uint8) must stay as it is until every future is done."""
@@ -194,7 +188,9 @@ class CheckpointWriter:
 
     def _write(self, shard: int, position: int, view: np.ndarray) -> None:
         try:
-            if unsummed := self._blocks.unsummed(shard, position, position + len(view)):
+            unsummed = self._blocks.unsummed(shard, position, position + len(view))
+            profiling.count(profiling.TAKEN, len(view) - unsummed)
+            if unsummed:
                 with profiling.stage(profiling.CHECKSUM, unsummed):  # some is in a cache yet
                     self._blocks.sum(shard, position, view.data)
             with profiling.stage(profiling.WRITE, len(view)):
