@@ -1,5 +1,6 @@
 """Machine code that is kept on disk, and runs in processes that never see numba."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from wkernels.cpu import compiling, machine_code, tiles
-from wkernels.cpu.jit import Kernel
+from wkernels.cpu.jit import START, STOP, Kernel
 
 
 def fill(values, number, add, scale, base):
@@ -89,6 +90,27 @@ def test_named_tuples_arrive():
     nested = Nested(Pair(np.array([1.0, 2.0]), 30), np.array([[0, 400]], np.int32))
     Kernel(add_pair, bare=True)(nested, out)
     assert out[0] == 432
+
+
+def count_up(pair, start, values, stop, step):
+    for k in range(start, stop):
+        values[k] = pair.number + step * k
+    return stop - start
+
+
+def test_threads_take_ranges_of_one_call():
+    values = np.zeros(1000, np.int64)
+    call = Kernel(count_up).over(Pair(np.zeros(2), 5), START, values, STOP, 3)
+    with ThreadPoolExecutor(4) as pool:
+        starts = range(0, 1000, 10)
+        assert list(pool.map(call, starts, [start + 10 for start in starts])) == [10] * 100
+    assert np.array_equal(values, 5 + 3 * np.arange(1000))
+
+
+def test_a_range_keeps_what_it_was_made_of():
+    call = Kernel(count_up).over(Pair(np.zeros(2), 5), START, np.zeros(1 << 20, np.int64), STOP, 3)
+    gc.collect()
+    assert call(0, 1 << 20) == 1 << 20  # else the system would end this process
 
 
 def test_unsigned_words_stay_unsigned():

@@ -43,15 +43,19 @@ def past_the_caches(monkeypatch):
 @pytest.fixture
 def calls(monkeypatch):
     """Where each range that was summed here began, where it stopped, and where it was to."""
-    found, sum_alike = [], sums._sum_alike
+    found, over = [], sums._sum_alike.over
 
     def counted(*arguments):
-        start, stop = arguments[5:7]
-        reached = sum_alike(*arguments)
-        found.append((start, reached, stop))
-        return reached
+        sum_alike = over(*arguments)
 
-    monkeypatch.setattr(sums, "_sum_alike", counted)
+        def run(start, stop):
+            reached = sum_alike(start, stop)
+            found.append((start, reached, stop))
+            return reached
+
+        return run
+
+    monkeypatch.setattr(sums._sum_alike, "over", counted)
     return found
 
 

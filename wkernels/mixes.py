@@ -17,11 +17,11 @@ def copied_rows(weights: np.ndarray, *, has_base: bool) -> np.ndarray:
 
     ``weights`` is ``[n_mixes, n_models]``; returns int64 ``[n_mixes]``.
     """
-    used = weights != 0
-    single = used.sum(axis=1) == 1
-    which = used.argmax(axis=1) if weights.shape[1] else np.zeros(len(weights), np.int64)
-    one = single & (weights[np.arange(len(weights)), which] == 1) if weights.size else single
-    copied = np.where(one, which, MIXED)
-    if has_base:
-        copied = np.where(used.any(axis=1), copied, BASE)
-    return copied.astype(np.int64)
+    copied = []
+    for row in weights.tolist():  # a few numbers, for each chunk: numpy would take longer
+        used = [k for k, weight in enumerate(row) if weight]
+        if len(used) == 1 and row[used[0]] == 1:
+            copied.append(used[0])
+        else:
+            copied.append(BASE if has_base and not used else MIXED)
+    return np.array(copied, np.int64)

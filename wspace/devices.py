@@ -131,7 +131,8 @@ class Cpu:
         from wkernels import cpu
 
         rows, base = self._rows(chunk, based)
-        outs = cpu.Pointers.of([out.ctypes.data + start for start in out_starts], out_names)
+        first = out.ctypes.data
+        outs = cpu.Pointers.of([first + start for start in out_starts], out_names)
         n = chunk.plan.n
         return cpu.weighted_sum(
             rows, weights, copied, base, outs, n, threads=self.threads,

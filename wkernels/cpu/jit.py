@@ -23,6 +23,9 @@ Kind = str | tuple[str, int] | tuple[type, tuple["Kind", ...]]
 """Of an argument: a type's name; an array's dtype and number of axes; a named tuple's class and the
 kinds of its items."""
 
+START, STOP = object(), object()
+"""See :meth:`Kernel.over`."""
+
 _compiling = Lock()
 
 
@@ -45,6 +48,27 @@ class Kernel:
         function = self._loaded.get(kinds) or self._load(kinds)
         return function((ctypes.c_int64 * len(words))(*words))
 
+    def over(self, *arguments: Any) -> Callable[[int, int], Any]:
+        """The call as a function of two of its arguments, that are ``START`` and ``STOP`` here; the
+        others are packed once. For several threads."""
+        words: list[int] = []
+        kinds: list[Kind] = []
+        places = {START: 0, STOP: 0}
+        for argument in arguments:
+            if argument is START or argument is STOP:
+                places[argument], argument = len(words), 0
+            kinds += self._packed((argument,), words)
+        function = self._loaded.get(tuple(kinds)) or self._load(tuple(kinds))
+        packed = (ctypes.c_int64 * len(words))(*words)
+        first, last = places[START], places[STOP]
+
+        def call(start: int, stop: int, _held: Any = arguments) -> Any:
+            own = type(packed).from_buffer_copy(packed)
+            own[first], own[last] = start, stop
+            return function(own)
+
+        return call
+
     def _packed(self, arguments: Iterable[Any], words: list[int]) -> tuple[Kind, ...]:
         """Adds to ``words`` an array's address and shape, a tuple's items, another's value."""
         kinds: list[Kind] = []
@@ -53,7 +77,7 @@ class Kernel:
                 if not argument.flags.c_contiguous:
                     raise TypeError(f"{self._name}: an array is not contiguous")
                 kinds.append((argument.dtype.str, argument.ndim))
-                words += (argument.ctypes.data, *argument.shape)
+                words += (argument.__array_interface__["data"][0], *argument.shape)
             elif isinstance(argument, tuple):
                 kinds.append((type(argument), self._packed(argument, words)))
             elif argument is None:

@@ -7,7 +7,7 @@ import numpy as np
 from wkernels.cpu.alike import stand_in
 from wkernels.cpu.blocks import Blocks, add_in_order, blocks_of
 from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, WIDTHS, read, read_widened
-from wkernels.cpu.jit import kernel
+from wkernels.cpu.jit import START, STOP, kernel
 from wkernels.cpu.parallel import over_ranges
 from wkernels.cpu.parts import inner
 from wkernels.cpu.pointers import Pointers
@@ -90,10 +90,9 @@ def products(
         ranges = blocks.ranges[first : first + batch]
         partial = np.zeros((len(ranges), len(rows), len(others)))
 
-        def work(start: int, stop: int, ranges=ranges, partial=partial) -> None:
-            _items(_OPS[op], *rows, *others, symmetric, *base, ranges, groups, start, stop, like,
-                   partial)  # fmt: skip
-
+        work = _items.over(
+            _OPS[op], *rows, *others, symmetric, *base, ranges, groups, START, STOP, like, partial
+        )
         # an item is one block of one pair of groups: independent of all others
         least = max(1, (1 << 20) // (int(np.diff(ranges).mean()) * n_columns_of_work + 1))
         over_ranges(work, len(ranges) * len(groups), step=1, threads=threads, least=least)
@@ -109,9 +108,7 @@ def _products_of_few(
     partial = np.empty((len(blocks.ranges), len(rows), len(rows)))
     origin = base.addresses[0] if len(base) else None
 
-    def work(start: int, stop: int) -> None:
-        _few(like, *rows, origin, blocks.ranges, start, stop, partial)
-
+    work = _few.over(like, *rows, origin, blocks.ranges, START, STOP, partial)
     over_ranges(work, len(blocks.ranges), step=1, threads=threads, least=4)
     _mirror(partial)
     add_in_order(partial, blocks.segments, out)

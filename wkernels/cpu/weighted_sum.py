@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from wkernels.cpu.alike import add_rows, stand_in, store_rows
 from wkernels.cpu.digests import NO_DIGESTS, Digests, digest_written, take_digests
 from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, read, write
-from wkernels.cpu.jit import fma, kernel
+from wkernels.cpu.jit import START, STOP, fma, kernel
 from wkernels.cpu.parallel import over_ranges
 from wkernels.cpu.parts import inner
 from wkernels.cpu.pointers import Pointers
@@ -50,49 +52,46 @@ def weighted_sum(
     Returns how many elements of the outputs are NaN or Inf: as products with zero are NaN too, 0
     means that every row that any mix computes with is finite.
     """
-    wide = any((part.codes == FLOAT64).any() for part in (rows, base, outs))
-    compute = np.float64 if wide else np.float32
-    mixed = np.flatnonzero(copied == MIXED)
+    codes = {*rows.codes.tolist(), *base.codes.tolist(), *outs.codes.tolist()}
+    compute = np.float64 if FLOAT64 in codes else np.float32
+    sources = copied.tolist()
+    mixed = [j for j, source in enumerate(sources) if source == MIXED]
     factors = np.ascontiguousarray(weights[mixed], dtype=compute)
-    outs_mixed = (outs.addresses[mixed], outs.codes[mixed])
-    same = np.flatnonzero(copied != MIXED)
-    sources = [rows if i >= 0 else base for i in copied[same]]
-    places = [max(i, 0) for i in copied[same]]
-    copies = np.array(
-        [
-            (part.codes[i], part.addresses[i], outs.codes[j], outs.addresses[j])
-            for part, i, j in zip(sources, places, same, strict=True)
-        ],
-        dtype=np.int64,
-    ).reshape(-1, 4)
-    used = rows if len(mixed) else Pointers(rows.addresses[:0], rows.codes[:0])
     bypass = n >= BYPASS
-    stored = _stored_alike(rows, base, outs, mixed)
-    origin = base.addresses[0] if len(base) else None
+    # one mix, of one type
+    stored = stand_in(codes) if len(outs) == len(mixed) == 1 else None
+    if stored is not None:
+        origin = base.addresses[0] if len(base) else None
+        summed = _sum_alike.over(
+            stored, rows.addresses, factors, origin, outs.addresses[0], START, STOP, bypass, digests
+        )
+    else:
+        summed = None
 
     def work(start: int, stop: int) -> int:
-        done, bad = start, 0
-        if stored is not None:
-            done = _sum_alike(
-                stored, rows.addresses, factors, origin, outs.addresses[0], start, stop, bypass,
-                digests,
-            )  # fmt: skip
-        if done < stop:
-            bad = _range(*used, factors, *base, *outs_mixed, copies, done, stop, bypass)
-            if len(digests.runs):
-                digest_written(digests, start, stop)
+        done = summed(start, stop) if summed else start
+        if done == stop:
+            return 0
+        used = rows if mixed else Pointers(rows.addresses[:0], rows.codes[:0])
+        places = (outs.addresses[mixed], outs.codes[mixed])
+        copies = _copies(sources, rows, base, outs)
+        bad = _range(*used, factors, *base, *places, copies, done, stop, bypass)
+        if len(digests.runs):
+            digest_written(digests, start, stop)
         return bad
 
     near = digests.borders
     return sum(over_ranges(work, n, step=BLOCK, threads=threads, least=PARALLEL, near=near))
 
 
-def _stored_alike(
-    rows: Pointers, base: Pointers, outs: Pointers, mixed: np.ndarray
-) -> np.ndarray | None:
-    """``alike.stand_in`` of all, where there is one output and it is a mix."""
-    codes = {*rows.codes.tolist(), *base.codes.tolist(), *outs.codes.tolist()}
-    return stand_in(codes) if len(outs) == len(mixed) == 1 else None
+def _copies(sources: Sequence[int], rows: Pointers, base: Pointers, outs: Pointers) -> np.ndarray:
+    """What outputs are copies of, and those: type and address of both, int64 ``[n, 4]``."""
+    found = []
+    for j, source in enumerate(sources):
+        if source != MIXED:
+            part, i = (rows, source) if source >= 0 else (base, 0)
+            found.append((part.codes[i], part.addresses[i], outs.codes[j], outs.addresses[j]))
+    return np.array(found, np.int64).reshape(-1, 4)
 
 
 @kernel
