@@ -183,6 +183,22 @@ def test_kept_sums(dtype):
     torch.testing.assert_close(found, truth, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [F32, F16, BF16, F64], ids=str)
+@pytest.mark.parametrize("n", [40, 1024, 40_000 + 7])
+def test_sizes_of_what_one_chance_keeps_have_the_bits_of_the_general_way(dtype, n):
+    rows, base = make(2, n, dtype)
+    mask = no_mask(1, 2)._replace(chance=np.array([[0.3, 1.0]], np.float32))
+    given = pointers_to(rows), pointers_to([base]), np.array([[0, n]]), np.array([5]), mask
+    sizes, all_of_them = np.full((2, 1, 2, 4), np.nan)
+    sizes[..., :2] = all_of_them[...] = 0
+    cpu.kept_sums(*given, sizes, wanted=cpu.SIZES, threads=1)
+    cpu.kept_sums(*given, all_of_them, threads=1)
+    assert sizes[..., :2].tobytes() == all_of_them[..., :2].tobytes()
+    assert np.isnan(sizes[..., 2:]).all()  # not asked for
+    assert 0 < sizes[0, 0, 1] < sizes[0, 0, 0]
+    assert sizes[0, 1, 1] == sizes[0, 1, 0]
+
+
 @pytest.mark.parametrize("operation", ["counts", "sums", "joined"])
 def test_bits_depend_neither_on_threads_nor_on_the_cut(operation):
     n = 5 * 16384 + 77

@@ -116,7 +116,8 @@ def _add_up(term):
     return add_up
 
 
-def _size(builder, value):
+def magnitude(builder, value):
+    """Of float32, as float64."""
     bits = builder.bitcast(value, lanes(INT32))
     size = builder.bitcast(builder.and_(bits, constant(INT32, _MAGNITUDE)), lanes(FLOAT))
     return builder.fpext(size, lanes(DOUBLE))
@@ -127,7 +128,7 @@ def _square(builder, value):
     return builder.fmul(wide, wide)
 
 
-add_sizes, add_squares = (_add_up(term) for term in (_size, _square))
+add_sizes, add_squares = (_add_up(term) for term in (magnitude, _square))
 
 
 @intrinsic

@@ -8,9 +8,17 @@ from __future__ import annotations
 from llvmlite import ir
 
 from wkernels import masks
-from wkernels.cpu.differences import called, constant, mask_bits, pointer_at, spread
+from wkernels.cpu.differences import (
+    called,
+    constant,
+    difference,
+    magnitude,
+    mask_bits,
+    pointer_at,
+    spread,
+)
 from wkernels.cpu.parts import intrinsic, types
-from wkernels.cpu.vectors import BYTE, FLOAT, INT, INT32, LANES, TURN, Loop, lanes
+from wkernels.cpu.vectors import BYTE, DOUBLE, FLOAT, INT, INT32, LANES, STORED, TURN, Loop, lanes
 
 _HALF = LANES // 2
 _LONGS = ir.VectorType(INT, _HALF)
@@ -181,6 +189,39 @@ def _keep_each(unbiased: bool):
 
 
 keep_each, keep_each_unbiased = _keep_each(False), _keep_each(True)
+
+
+def _add_drawn(name: str):
+    @intrinsic
+    def add_drawn(context, row, n, base, position, key, limit, sizes, kept, ahead):
+        """Adds the magnitudes of ``n`` differences to ``sizes`` and, of those that
+        :func:`keep_drawn` keeps, to ``kept`` (both float64)."""
+
+        def generate(context, builder, signature, args):
+            row, n, base, position, key, limit, sizes, kept, ahead = args
+            limit, zero = spread(builder, limit), ir.Constant(lanes(DOUBLE), [0.0] * LANES)
+
+            def keep(loop, k, drawn):
+                if k == 0:
+                    loop.fetch(row, name, ahead)
+                value, _ = difference(builder, loop, row, name, base, k)
+                size = magnitude(builder, value)
+                chosen = builder.select(builder.icmp_signed("<", drawn, limit), size, zero)
+                for columns, term in ((sizes, size), (kept, chosen)):
+                    total = builder.fadd(loop.load(columns, DOUBLE, 8, k), term)
+                    loop.store(total, columns, DOUBLE, 8, k)
+
+            _over_draws(builder, n, position, key, keep)
+            return context.get_dummy_value()
+
+        int64 = types.int64
+        given = (int64, int64, int64, int64, types.uint64, types.int32, int64, int64, int64)
+        return types.void(*given), generate
+
+    return add_drawn
+
+
+ADD_DRAWN = {name: _add_drawn(name) for name in STORED}
 
 
 def _spread_long(builder, scalar):

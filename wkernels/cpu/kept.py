@@ -6,7 +6,8 @@ import numpy as np
 
 from wkernels.cpu.blocks import add_in_order, blocks_of
 from wkernels.cpu.differences import add_sizes, add_squares
-from wkernels.cpu.elements import read
+from wkernels.cpu.draws import ADD_DRAWN
+from wkernels.cpu.elements import BFLOAT16, FLOAT16, FLOAT32, WIDTHS, read
 from wkernels.cpu.jit import bare_kernel
 from wkernels.cpu.masks import (
     COLUMNS,
@@ -14,6 +15,7 @@ from wkernels.cpu.masks import (
     areas_of,
     drawn,
     draws,
+    limit_of,
     masked,
     read_base,
     subtract,
@@ -114,6 +116,27 @@ def _add_sizes(values, absolute):
         absolute[k] += np.float64(abs(values[k]))
 
 
+_drawn_bfloat16, _drawn_float16, _drawn_float32 = (
+    ADD_DRAWN[name] for name in ("bfloat16", "float16", "float32")
+)
+
+
+@inner
+def _add_drawn(code, row, n, base, position, key, chance, columns):
+    """Sizes of a row's differences, and of those that one chance keeps; of how many of ``n``."""
+    n -= n % TURN
+    limit, sizes, kept = limit_of(chance), columns[0].ctypes.data, columns[1].ctypes.data
+    if code == BFLOAT16:
+        _drawn_bfloat16(row, n, base, position, key, limit, sizes, kept, COLUMNS)
+    elif code == FLOAT32:
+        _drawn_float32(row, n, base, position, key, limit, sizes, kept, COLUMNS)
+    elif code == FLOAT16:
+        _drawn_float16(row, n, base, position, key, limit, sizes, kept, COLUMNS)
+    else:
+        return 0
+    return n
+
+
 @inner
 def _add_squares(values, square):
     n, done = values.size, 0
@@ -156,20 +179,33 @@ def _sum_kept(
                 if asked[j]:
                     columns[j, :] = 0
             trims = tables.trims[segment, i]
-            for start in range(ranges[block, 0], ranges[block, 1], COLUMNS):
-                n = min(COLUMNS, ranges[block, 1] - start)
-                read_base(base, start, n, areas.base)
+            # as dare: each with one chance, and no matter how large
+            plain = wanted == SIZES and not trims and not chances.codes.size
+            plain &= areas.values.itemsize == 4 and draws(i, segment, chances, tables)
+            code, address = rows.codes[i], rows.addresses[i]
+            key, chance = tables.key[segment, i], tables.chance[segment, i]
+            for run in range(ranges[block, 0], ranges[block, 1], COLUMNS):
+                n, done = min(COLUMNS, ranges[block, 1] - run), 0
+                read_base(base, run, n, areas.base)
+                if plain:
+                    row = address + run * WIDTHS[code]
+                    place = positions[segment] + run
+                    origin = areas.base.ctypes.data
+                    done = _add_drawn(code, row, n, origin, place, key, chance, columns)
+                    if done == n:
+                        continue
+                start, n = run + done, n - done
                 place = positions[segment] + start
-                values = areas.values[0, :n]
+                values, origins = areas.values[0, :n], areas.base[done:]
                 if wanted & SIZES and trims:
-                    _differences(rows, i, start, areas.base, values)
-                    _add_sizes(values, columns[0])
+                    _differences(rows, i, start, origins, values)
+                    _add_sizes(values, columns[0, done:])
                 trimmed(
-                    i, segment, start, place, rows, scores, tables, areas.base, areas.bits,
+                    i, segment, start, place, rows, scores, tables, origins, areas.bits,
                     areas.sizes, areas.limits, values,
                 )  # fmt: skip
                 if wanted & SIZES and not trims:
-                    _add_sizes(values, columns[0])
+                    _add_sizes(values, columns[0, done:])
                 if draws(i, segment, chances, tables):
                     chosen = areas.other[:n]
                     drawn(
@@ -178,7 +214,7 @@ def _sum_kept(
                     )  # fmt: skip
                     values = chosen
                 if wanted & SIZES:
-                    _add_sizes(values, columns[1])
+                    _add_sizes(values, columns[1, done:])
                 if wanted & SQUARES:
                     _add_squares(values, columns[2])
                 if wanted & COUNTS:

@@ -101,12 +101,18 @@ def draws_of(position, key, out):
 
 
 @inner
+def limit_of(chance):
+    """The upper bits of draws that are kept are below it."""
+    return np.int32(np.ceil(np.float64(chance) * UNITS))
+
+
+@inner
 def draw(values, position, key, chance, out):
     """Keeps each element with one chance."""
     n, done = values.size, 0
     if values.itemsize == 4:
         done = n - n % TURN
-        limit = np.int32(np.ceil(np.float64(chance) * UNITS))
+        limit = limit_of(chance)
         keep_drawn(values.ctypes.data, done, position, key, limit, out.ctypes.data)
     zero = values.dtype.type(0)
     for k in range(done, n):
