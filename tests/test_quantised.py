@@ -181,6 +181,16 @@ def test_formats_that_cannot_be_averaged_are_refused_by_name(tmp_path, name):
         plan(f"merge_method: passthrough\nmodels: [{{model: {tmp_path}/m}}]")
 
 
+def test_a_config_is_looked_at_though_another_model_has_the_same_tensors(tmp_path):
+    tensors = {"a.weight": torch.zeros(8, 8, dtype=torch.int8), "norm.weight": torch.ones(2)}
+    save_model(tmp_path / "buffers", tensors)
+    save_model(tmp_path / "hqq", tensors, {"quantization_config": {"quant_method": "hqq"}})
+    first = ws.open_zoo(tmp_path / "buffers")
+    with pytest.raises(CheckpointError, match="HQQ weights"):
+        ws.open_zoo(tmp_path / "hqq")
+    assert set(first.members[0].tensors) == set(tensors)
+
+
 def test_gguf_is_refused_by_name(tmp_path):
     (tmp_path / "m").mkdir()
     (tmp_path / "m/model-Q4.gguf").write_bytes(b"GGUF")

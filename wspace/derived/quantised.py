@@ -7,8 +7,10 @@ quantised formats are refused by name.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -100,15 +102,28 @@ def _grid(
     return None
 
 
+_PLAIN: WeakValueDictionary[int, Any] = WeakValueDictionary()
+"""Tensors of checkpoints that are as they are meant, by ``id``; the models of a zoo mostly share
+them."""
+
+
 def dequantised(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with its scaled 8-bit weights as they are meant, and without their scales.
 
     Any other is given back as it is. Raises CheckpointError for weights that cannot be averaged,
     and for scales that do not fit their weights.
     """
+    if _PLAIN.get(id(checkpoint.tensors)) is checkpoint.tensors:
+        return checkpoint
     ends = {name[-_LONGEST:] for name in checkpoint.tensors}  # few, of however many tensors
-    _refuse(checkpoint, any(end.endswith(_ENDS) for end in ends))
+    dtypes = {tensor.record.dtype for tensor in checkpoint.tensors.values()}
+    whole = not any(BITS[dtype] < 8 or dtype in _INTEGERS for dtype in dtypes)
+    if not whole or any(end.endswith(_ENDS) for end in ends):
+        _refuse(checkpoint)
     if not any(end.endswith(_WEIGHT_SCALES) for end in ends):
+        if whole:
+            with suppress(TypeError):  # a mere dict, which no other checkpoint has
+                _PLAIN[id(checkpoint.tensors)] = checkpoint.tensors
         return checkpoint
     sizes = quantisation_of(checkpoint.home).get("weight_block_size")
     block = None
@@ -146,11 +161,7 @@ def _owner(checkpoint: Checkpoint, name: str) -> str | None:
     return owner if weight is not None and weight.record.dtype in _FLOAT8 else None
 
 
-def _refuse(checkpoint: Checkpoint, packed_names: bool) -> None:
-    dtypes = {tensor.record.dtype for tensor in checkpoint.tensors.values()}
-    whole = not any(BITS[dtype] < 8 or dtype in _INTEGERS for dtype in dtypes)
-    if whole and not packed_names:
-        return
+def _refuse(checkpoint: Checkpoint) -> None:
     for name, tensor in checkpoint.tensors.items():
         dtype = tensor.record.dtype
         packed = name.endswith(_ENDS) and not (name.endswith("_blocks") and dtype != "U8")

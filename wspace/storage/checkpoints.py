@@ -314,7 +314,7 @@ def _from_pickles(path: Location, files: Sequence[Location]) -> Checkpoint:
 def _add(
     tensors: dict[str, StoredTensor], found: dict[str, StoredTensor], files: Sequence[Location]
 ) -> None:
-    if tensors.keys() & found.keys():
+    if not tensors.keys().isdisjoint(found):
         name = next(name for name in found if name in tensors)
         other = files[tensors[name].file].name
         raise CheckpointError(f"{files[found[name].file]}: tensor {name!r:.200} is also in {other}")
