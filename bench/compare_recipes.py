@@ -11,9 +11,10 @@ way: they are left out, and counted; of models ``near`` their base these are all
 Of merges of bfloat16 models (``half``), the distance of each from the float64 result is printed, in
 units in the last place; ours must be within one.
 
-Known to fail: ``bert nuslerp of deltas by columns``. A column of the token types' embeddings has
-two elements, and two deltas are opposite to 8e-4: with mergekit's float32 cosine the result is a
-tenth of its value off, where ours is the float64 result to seven digits.
+Known to fail, and ours is the float64 result, rounded once: ``bert linear to bfloat16``, where one
+element is beside a tie and mergekit's float32 sum goes the other way; ``bert nuslerp of deltas by
+columns``: a column of the token types' embeddings has two elements, two deltas are opposite to
+8e-4, and with mergekit's float32 cosine the result is a tenth of its value off.
 """
 
 from __future__ import annotations
@@ -35,10 +36,6 @@ from safetensors.torch import load_file
 LIMIT = 1e-6
 NEAR_LIMIT = 1e-5
 """For methods whose float32 angles of near-parallel tensors are themselves that uncertain."""
-
-BFLOAT16_LIMIT = 2.0**-7
-"""One unit in the last place, of the largest value: a float32 sum beside a tie may be rounded the
-other way (once in BERT, where ours is the float64 result rounded)."""
 
 STEP = 0.3
 """Of the models from the base, relative: enough for real angles. ``near`` ones use 0.003."""
@@ -195,7 +192,7 @@ dtype: float32
     yield Case(
         f"{family} linear to bfloat16",
         _recipe("linear", _models(family, 3, weights), more="out_dtype: bfloat16"),
-        BFLOAT16_LIMIT,
+        2**-8,
     )
 
 
@@ -228,7 +225,7 @@ def _elementwise(family: str, base: str) -> Iterator[Case]:
     }.items():
         yield Case(f"{family} {name}", text)
     text = three("ties", "density: 0.4", "")
-    yield Case(f"{family} ties to bfloat16", text + "out_dtype: bfloat16\n", BFLOAT16_LIMIT)
+    yield Case(f"{family} ties to bfloat16", text + "out_dtype: bfloat16\n", 2**-8)
 
 
 def half_cases() -> Iterator[Case]:

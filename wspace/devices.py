@@ -44,8 +44,8 @@ class Device(Protocol):
     ) -> int:  # fmt: skip
         """Mixes of the chunk's rows into host rows; returns how many results are NaN or Inf.
 
-        ``based``: the last row of the chunk is the base. ``digests``: of blocks of the results; all
-        are taken, or, where no cache of the host has the results, none.
+        ``based``: the last row of the chunk is the base. ``digests``: of blocks of the results;
+        those are taken that one thread writes, or, where no cache of the host has them, none.
         """
         ...
 
