@@ -301,6 +301,23 @@ def test_bits_do_not_depend_on_memory_or_shards(zoos, tmp_path, method):
         assert torch.equal(tensor.view(torch.int16), small[name].view(torch.int16)), name
 
 
+def test_quantiles_of_a_tensor_in_pieces_are_found_by_a_sieve_or_digits(tmp_path, monkeypatch):
+    """The same bits: importances in memory, in pieces with room for a sieve, and without."""
+    monkeypatch.chdir(tmp_path)
+    for seed, model in enumerate(("base", "m0")):
+        generator = torch.Generator().manual_seed(seed)
+        save(tmp_path / "zoo" / model, {"x": torch.randn(5000, 131, generator=generator)})
+    text = recipe("arcee_fusion", zoo="zoo", n=1, weighted=False)
+    found = merged(text, tmp_path / "all")["x"]
+    (work,) = works_of([plan(text)[0]])
+    least = least_memory(work)
+    for memory, sifted in ((least, False), (least + 3 * 655_000, True)):
+        layout = layout_of(work, device_named("cpu"), memory)
+        assert [0 in uses for uses in layout.sifted] == [sifted]
+        out = merged(text, tmp_path / f"{sifted}", memory=memory)["x"]
+        assert torch.equal(out.view(torch.int32), found.view(torch.int32))
+
+
 def plan_parameters(method):
     from wspace.recipes.methods import METHODS
 

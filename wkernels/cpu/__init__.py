@@ -13,7 +13,7 @@ from wkernels.cpu.products import products
 from wkernels.cpu.ranks import AREA_BYTES, drawn_by_rank, rank_chances
 from wkernels.cpu.scores import importances, pulled, variances
 from wkernels.cpu.selection import digit_counts, nth_equal
-from wkernels.cpu.sieve import ELEMENTS, ROOM, Sieve, sampled_blocks, sieved
+from wkernels.cpu.sieve import ELEMENTS, LINES, ROOM, Sieve, sampled_blocks, sieved
 from wkernels.cpu.sketch import sketch
 from wkernels.cpu.statistics import row_moments
 from wkernels.cpu.weighted_sum import weighted_sum
@@ -24,6 +24,7 @@ __all__ = [
     "COUNTS",
     "ELEMENTS",
     "KEPT",
+    "LINES",
     "NO_DIGESTS",
     "N_SUMS",
     "ROOM",

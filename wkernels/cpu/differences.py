@@ -61,16 +61,17 @@ def pointer_at(builder, address, element, i):
     return builder.inttoptr(place, element.as_pointer())
 
 
-def _trim(name: str):
+def _trim(name: str, scored: bool):
     @intrinsic
-    def trim(context, row, n, base, limits, out, ahead):
+    def trim(context, row, n, base, scores, limits, out, ahead):
         """``out``: the differences whose magnitude's bits are in ``low < bits <= high``, else 0.
 
+        ``scored``: the bits of the magnitudes of ``scores`` (float32) decide in their place.
         ``limits``: int32 ``low, high``. Returns whether all differences are finite.
         """
 
         def generate(context, builder, signature, args):
-            row, n, base, limits, out, ahead = args
+            row, n, base, scores, limits, out, ahead = args
             low, high = (spread(builder, loaded(builder, limits, INT32, INT(k))) for k in (0, 1))
             zero = constant(FLOAT, 0.0)
             loop = Loop(builder, n, [constant(INT32, 0)])
@@ -79,6 +80,9 @@ def _trim(name: str):
             for k in range(TURN // LANES):
                 value, bits = difference(builder, loop, row, name, base, k)
                 largest = builder.select(builder.icmp_signed(">", bits, largest), bits, largest)
+                if scored:
+                    score = loop.load(scores, INT32, 4, k)
+                    bits = builder.and_(score, constant(INT32, _MAGNITUDE))
                 inside = builder.and_(
                     builder.icmp_signed(">", bits, low), builder.icmp_signed("<=", bits, high)
                 )
@@ -88,12 +92,12 @@ def _trim(name: str):
             which = builder.bitcast(finite, ir.IntType(LANES))
             return builder.icmp_unsigned("==", which, ir.Constant(ir.IntType(LANES), -1))
 
-        return types.boolean(*[types.int64] * 6), generate
+        return types.boolean(*[types.int64] * 7), generate
 
     return trim
 
 
-TRIMS = {name: _trim(name) for name in STORED}
+TRIMS = {(name, scored): _trim(name, scored) for name in STORED for scored in (False, True)}
 
 
 def _add_up(term):

@@ -29,7 +29,10 @@ SMALL = 40.0
 """Elements up to this need not be shifted: neither their exponentials nor sums of them overflow."""
 
 LANES = 64
-"""Of each sum; they are added at its end."""
+"""Of each sum, in float64; they are added at its end."""
+
+TURN = 4 * LANES
+"""Elements at a time: a lane's four are added in float32 first."""
 
 _LOG2_E, _LN2_HIGH, _LN2_LOW = (np.float32(x) for x in (1.44269504, 0.693359375, -2.12194440e-4))
 _ROUNDS = np.float32(1.5 * 2**23)  # float32 of this size are whole numbers
@@ -83,17 +86,28 @@ def exponentials(values, base, weights, growths):
 
 
 @inner
-def _add(values, sums):
-    for start in range(0, values.size, LANES):
-        for lane in range(LANES):
-            sums[lane] += np.float64(values[start + lane])
+def _quarters(values, start):
+    """Slices, whose elements a loop over ``LANES`` loads as vectors."""
+    first, last = values[start : start + LANES], values[start + 3 * LANES : start + TURN]
+    second = values[start + LANES : start + 2 * LANES]
+    return first, second, values[start + 2 * LANES : start + 3 * LANES], last
 
 
 @inner
-def _add_products(a, b, sums):
-    for start in range(0, a.size, LANES):
-        for lane in range(LANES):
-            sums[lane] += np.float64(a[start + lane] * b[start + lane])
+def _add(values, sums):
+    for start in range(0, values.size, TURN):
+        a, b, c, d = _quarters(values, start)
+        for k in range(LANES):
+            sums[k] += np.float64((a[k] + b[k]) + (c[k] + d[k]))
+
+
+@inner
+def _add_products(left, right, sums):
+    for start in range(0, left.size, TURN):
+        a, b, c, d = _quarters(left, start)
+        e, f, g, h = _quarters(right, start)
+        for k in range(LANES):
+            sums[k] += np.float64((a[k] * e[k] + b[k] * f[k]) + (c[k] * g[k] + d[k] * h[k]))
 
 
 @inner
@@ -110,31 +124,41 @@ def _total(sums):
 
 
 @inner
-def _terms(weights, growths, scale, growth, shrink):
-    """The terms of ``D`` in place of ``weights``."""
-    for k in range(weights.size):
-        q = weights[k] * scale
-        a = q * ((growths[k] - growth) * shrink)
-        m = fma(a, _HALF, q + _SOFT)
-        s = a / (m + m)
-        y = s * s
-        p = fma(fma(fma(fma(fma(_A5, y, _A4), y, _A3), y, _A2), y, _A1), y, _A0)
-        weights[k] = (a * s) * fma((s + _ONE) * s, p, _ONE)
+def _term(weight, growth, scale, mean_growth, shrink):
+    q = weight * scale
+    a = q * ((growth - mean_growth) * shrink)
+    m = fma(a, _HALF, q + _SOFT)
+    s = a / (m + m)
+    y = s * s
+    p = fma(fma(fma(fma(fma(_A5, y, _A4), y, _A3), y, _A2), y, _A1), y, _A0)
+    return (a * s) * fma((s + _ONE) * s, p, _ONE)
+
+
+@inner
+def _add_terms(weights, growths, scale, growth, shrink, sums):
+    for start in range(0, weights.size, TURN):
+        a, b, c, d = _quarters(weights, start)
+        e, f, g, h = _quarters(growths, start)
+        for k in range(LANES):
+            one = _term(a[k], e[k], scale, growth, shrink)
+            two = _term(b[k], f[k], scale, growth, shrink)
+            three = _term(c[k], g[k], scale, growth, shrink)
+            four = _term(d[k], h[k], scale, growth, shrink)
+            sums[k] += np.float64((one + two) + (three + four))
 
 
 @inner
 def near_divergence(weights, growths, sums):
-    """``D`` of a line from its :func:`exponentials`, with zeros up to a multiple of ``LANES``.
+    """``D`` of a line from its :func:`exponentials`, with zeros up to a multiple of ``TURN``.
 
-    Both are changed. ``sums`` (float64 ``[LANES]``): zeros.
+    ``sums`` (float64 ``[LANES]``): zeros.
     """
     _add(weights, sums)
     whole = _total(sums)
     _add_products(weights, growths, sums)
     growth = _total(sums) / whole  # exp(c) - 1
     shrink = np.float32(1 / (1 + growth))
-    _terms(weights, growths, np.float32(1 / whole), np.float32(growth), shrink)
-    _add(weights, sums)
+    _add_terms(weights, growths, np.float32(1 / whole), np.float32(growth), shrink, sums)
     return _total(sums)
 
 

@@ -187,23 +187,29 @@ def areas_of(n_rows: int, compute) -> Areas:
     )  # fmt: skip
 
 
-_trim_bfloat16, _trim_float16, _trim_float32 = (
-    TRIMS[name] for name in ("bfloat16", "float16", "float32")
-)
+def _trimming(scored):
+    """``function(code, row, n, base, scores, limits, values)``: how many differences it did; 0
+    where any is NaN or Inf, which are counted slowly."""
+    bfloat16, float16, float32 = (
+        TRIMS[name, scored] for name in ("bfloat16", "float16", "float32")
+    )
+
+    @inner
+    def run(code, row, n, base, scores, limits, values):
+        n -= n % TURN
+        finite = False
+        if code == BFLOAT16:
+            finite = bfloat16(row, n, base, scores, limits, values, COLUMNS)
+        elif code == FLOAT32:
+            finite = float32(row, n, base, scores, limits, values, COLUMNS)
+        elif code == FLOAT16:
+            finite = float16(row, n, base, scores, limits, values, COLUMNS)
+        return n if finite else 0
+
+    return run
 
 
-@inner
-def _trim_fast(code, row, n, base, limits, values):
-    """How many differences it did: none where any is NaN or Inf, which are counted slowly."""
-    n -= n % TURN
-    finite = False
-    if code == BFLOAT16:
-        finite = _trim_bfloat16(row, n, base, limits, values, COLUMNS)
-    elif code == FLOAT32:
-        finite = _trim_float32(row, n, base, limits, values, COLUMNS)
-    elif code == FLOAT16:
-        finite = _trim_float16(row, n, base, limits, values, COLUMNS)
-    return n if finite else 0
+_trim_fast, _trim_fast_by_scores = _trimming(False), _trimming(True)
 
 
 @inner
@@ -224,24 +230,27 @@ def trimmed(i, segment, start, position, rows, scores, tables, base, bits, sizes
     after, until = tables.keep_before[segment, i], tables.drop_before[segment, i]
     divided = _divided(position, n, after) or _divided(position, n, until)
     code, address = rows.codes[i], rows.addresses[i]
+    scored = trims and scores.codes.size > 0
+    j = i if scores.codes.size > 1 else 0
     done = 0
-    if values.itemsize == 4 and not (trims and (scores.codes.size or divided)):
+    if values.itemsize == 4 and not (trims and divided):
         limits[0], limits[1] = -1, (1 << 31) - 1
         if trims:
             limits[0] = keep - (1 if position < after else 0)
             limits[1] = drop - (1 if position < until else 0)
-        done = _trim_fast(
-            code, address + start * WIDTHS[code], n, base.ctypes.data, limits.ctypes.data,
-            values.ctypes.data,
-        )  # fmt: skip
+        row, edges, out = address + start * WIDTHS[code], limits.ctypes.data, values.ctypes.data
+        if not scored:
+            done = _trim_fast(code, row, n, base.ctypes.data, 0, edges, out)
+        elif scores.codes[j] == FLOAT32:
+            score = scores.addresses[j] + 4 * start
+            done = _trim_fast_by_scores(code, row, n, base.ctypes.data, score, edges, out)
     bad = np.int64(0)
     if done < n:
         rest = values[done:]
         read(code, address, start + done, rest, COLUMNS)
         bad += subtract(rest, base[done:n])
         if trims:
-            if scores.codes.size:
-                j = i if scores.codes.size > 1 else 0
+            if scored:
                 read(scores.codes[j], scores.addresses[j], start + done, sizes[done:n], COLUMNS)
                 magnitudes(sizes[done:n], sizes[done:n])
             else:

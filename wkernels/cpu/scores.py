@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from wkernels.cpu.blocks import blocks_of
-from wkernels.cpu.divergences import LANES, exponentials, far_divergence, near_divergence
+from wkernels.cpu.divergences import LANES, TURN, exponentials, far_divergence, near_divergence
 from wkernels.cpu.elements import read, write
 from wkernels.cpu.jit import kernel
 from wkernels.cpu.masks import subtract
@@ -92,7 +92,7 @@ def _importance(differences, divergence, out):
 def _importances(address, code, base_address, base_code, length, first, last, like, out):
     values = np.empty(length, like.dtype)
     base = np.empty(length, like.dtype)
-    room = -(-length // LANES) * LANES
+    room = -(-length // TURN) * TURN
     p, q = np.empty(room), np.empty(room)
     weights, growths = p.view(np.float32)[:room], q.view(np.float32)[:room]
     sums = np.zeros(LANES)

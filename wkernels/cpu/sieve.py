@@ -22,6 +22,9 @@ from wkernels.masks import BEYOND, NOTHING
 SAMPLE = 1 << 14
 """Elements in the sample of a large tensor."""
 
+SHARE = 1 << 11
+"""Of so many elements, one is in the sample of a tensor that is larger still."""
+
 
 class Sampling(NamedTuple):
     """Where the sample of a large tensor comes from, and what it tells."""
@@ -104,7 +107,8 @@ class Sieve:
         """``segments``: the blocks, and their tensors."""
         n_blocks = np.minimum(-(-self.sizes // BLOCK), self._sampling.blocks)[slots]
         lengths, run = segments[:, 1] - segments[:, 0], self._sampling.run
-        share = -(-SAMPLE // (n_blocks * run)) * run
+        wanted = np.maximum(self.sizes[slots] // SHARE, SAMPLE)
+        share = -(-wanted // (n_blocks * run)) * run
         counts = np.minimum(lengths, share)
         steps = np.maximum(lengths // np.maximum(counts // run, 1) // run, 1) * run
         ends = np.cumsum(counts)

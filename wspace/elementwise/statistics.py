@@ -160,11 +160,12 @@ class Tables:
     def _choose_important(self) -> Steps[None]:
         places = [[n - int(share * (n - 1)) for share in (0.5, 0.75, 0.25)] for n in self.sizes]
         counts = np.array(places, np.int64)
-        sifted = None
-        if self._keep_scores:  # of tensors in memory: a sieve may keep much of three rows
-            yield Step(lambda view: None)  # scores of all lines, before blocks of them are sampled
+        steps = None
+        if self._sifted:
             steps = self._kernels.sifted(counts, self.sizes, quantiles=True)
-            sifted = (yield from steps) if steps is not None else None
+        if self._keep_scores:
+            yield Step(lambda view: None)  # scores of all lines, before blocks of them are sampled
+        sifted = (yield from steps) if steps is not None else None
         if sifted is None:
             found = yield from self._select(counts, wide=False, every=True)
             sifted = found.prefix, None

@@ -38,6 +38,9 @@ KEPT = 16
 """Of so many elements, a sieve keeps one at the most, where a tensor is cut: one of 25, as far as
 its sample tells."""
 
+KEPT_OF_LINES = 8
+"""The same of importances, whose limits are further apart: one of 17."""
+
 
 @dataclass(frozen=True)
 class Use:
@@ -206,14 +209,11 @@ def _rounds(work: Work, tensor: int, sifted: Collection[int], room: int) -> list
 def _kept_bytes_of(work: Work, tensor: int, use: int) -> int:
     """By a sieve that finds the thresholds of one use, of all of a tensor that is cut."""
     choice, of = work.uses[use].choices[tensor], work.zoo.tensors[tensor]
-    n_rows = 0
     if isinstance(choice.join, ColumnSums):
         return 0
-    if isinstance(choice.keep, Largest):
-        n_rows = (len(work.uses[use].which) - 1) * (2 if choice.keep.outliers else 1)
-    elif isinstance(choice.keep, Varied):
-        n_rows = 1
-    return 4 * n_rows * of.numel // KEPT
+    n_rows = _sifted_rows(choice.keep, len(work.uses[use].which) - 1)
+    kept = KEPT_OF_LINES if isinstance(choice.keep, Important) else KEPT
+    return 4 * n_rows * of.numel // kept
 
 
 def _kept_at_once(work: Work, tensor: int, uses: Collection[int], sifted: Collection[int]) -> int:
@@ -250,17 +250,8 @@ def _score_bytes_of(choice: Choice, shape: tuple[int, ...], n_models: int, on_cp
     if isinstance(choice.keep, Ranked):
         each = 4 if choice.needs_chances or not on_cpu else 1
         return each * n_models + (0 if on_cpu else 16)  # keys of one model, of lines that are long
-    if isinstance(choice.keep, Largest):
-        n_rows = n_models * (2 if choice.keep.outliers else 1)
-        return on_cpu * _kept_bytes(n_rows)
-    if isinstance(choice.keep, Varied | Important):
-        return 4 + on_cpu * _kept_bytes(3 if isinstance(choice.keep, Important) else 1)
-    return 0 if isinstance(choice.keep, Drawn) else 4
-
-
-def _kept_bytes(n_rows: int) -> int:
-    """Of each element, while thresholds are found by a sieve."""
-    return -(-4 * n_rows // cpu.ROOM)
+    kept = on_cpu * -(-4 * _sifted_rows(choice.keep, n_models) // cpu.ROOM)  # by a sieve
+    return kept if isinstance(choice.keep, Largest | Drawn) else kept + 4
 
 
 def _thread_bytes(choice: Choice, shape: tuple[int, ...], n_models: int) -> int:
@@ -268,10 +259,14 @@ def _thread_bytes(choice: Choice, shape: tuple[int, ...], n_models: int) -> int:
     a sieve: a block of each row may be kept whole."""
     if isinstance(choice.keep, Ranked):
         return cpu.AREA_BYTES * lines_together(shape)
-    if isinstance(choice.keep, Largest):
-        return 4 * CUT * n_models * (2 if choice.keep.outliers else 1)
-    n_rows = {Varied: 1, Important: 3}.get(type(choice.keep), 0)
-    return 4 * CUT * n_rows
+    return 4 * CUT * _sifted_rows(choice.keep, n_models)
+
+
+def _sifted_rows(keep: Keep, n_models: int) -> int:
+    """On which a sieve works to find thresholds."""
+    if isinstance(keep, Largest):
+        return n_models * (2 if keep.outliers else 1)
+    return {Varied: 1, Important: 3}.get(type(keep), 0)
 
 
 def times_read(
@@ -297,8 +292,8 @@ def _sampled(
     count = 0
     for uses in rounds:
         keeps = [work.uses[k].choices[tensor].keep for k in uses if k in sifted]
-        for _ in {type(keep) for keep in keeps if _divides(keep)}:
-            starts = cpu.sampled_blocks(n, cpu.ELEMENTS)
+        for kind in {type(keep) for keep in keeps if _divides(keep)}:
+            starts = cpu.sampled_blocks(n, cpu.LINES if kind is Important else cpu.ELEMENTS)
             lines = [lines_around(start, unit, n) for start in starts]
             count += sum(stop - start for start, stop in lines)
     return count
@@ -307,7 +302,9 @@ def _sampled(
 def _divides(keep: Keep) -> bool:
     if isinstance(keep, Varied):
         return keep.share < 1
-    return isinstance(keep, Largest) and not keep.whole and min(keep.densities) < 1
+    if isinstance(keep, Largest):
+        return not keep.whole and min(keep.densities) < 1
+    return isinstance(keep, Important)
 
 
 def passes_of(choice: Choice, *, sifted: bool = True) -> int:
@@ -324,7 +321,7 @@ def passes_of(choice: Choice, *, sifted: bool = True) -> int:
     elif isinstance(keep, Varied):
         count += 1 + selection
     elif isinstance(keep, Important):
-        count += 3  # digits, as no sieve has room for three of its rows
+        count += 1 if sifted else 3
     if join.rescale == "sums" or join.by_square is not None or join.alone:
         count += 1
     return count
