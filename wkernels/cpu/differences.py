@@ -200,7 +200,7 @@ def _over_rows(builder, n_rows, first, step):
     return results
 
 
-TOGETHER = 2
+TOGETHER = 4
 """Vectors of an election: their sums are independent, and fill the time that one's would wait."""
 
 
@@ -221,6 +221,7 @@ def _join(elect: bool, divide: bool):
             guarded = builder.fcmp_ordered(">", least, FLOAT(0.0))
             least, undecided, scale = (spread(builder, x) for x in (least, undecided, scale))
             zero, one, minus = (constant(FLOAT, x) for x in (0.0, 1.0, -1.0))
+            signs = [FLOAT(x) for x in (0.0, 1.0, -1.0)]
             nobody = ir.Constant(lanes(DOUBLE), [0.0] * LANES)
             loop = Loop(builder, n)
 
@@ -241,14 +242,16 @@ def _join(elect: bool, divide: bool):
                         for value, so_far in zip(row_of(i), polls, strict=True)
                     ]
 
-                def agreeing(i, value, sign):
-                    vote = number(votes, i)
-                    up = builder.fcmp_ordered(">", vote, zero)
-                    down = builder.fcmp_ordered("<", vote, zero)
-                    vote = builder.select(up, one, builder.select(down, minus, zero))
-                    product = builder.fmul(value, builder.fmul(vote, sign))
-                    against = builder.fcmp_ordered("<=", product, zero)
-                    return builder.select(against, zero, value)
+                def against(i, row, elected):
+                    vote = loaded(builder, votes, FLOAT, i)
+                    up, down = (builder.fcmp_ordered(than, vote, FLOAT(0.0)) for than in "><")
+                    vote = builder.select(up, signs[1], builder.select(down, signs[2], signs[0]))
+                    vote = spread(builder, vote)
+                    products = [
+                        builder.fmul(value, builder.fmul(vote, sign))
+                        for value, sign in zip(row, elected, strict=True)
+                    ]
+                    return [builder.fcmp_ordered("<=", product, zero) for product in products]
 
                 elected = []
                 if elect:
@@ -258,20 +261,24 @@ def _join(elect: bool, divide: bool):
                         sign = builder.select(down, minus, undecided)
                         elected.append(builder.select(up, one, sign))
 
-                def add(i, totals, row_of=row_of, elected=elected, agreeing=agreeing):
+                def add(i, totals, row_of=row_of, elected=elected, against=against):
                     row = row_of(i)
                     if elect:
-                        row = [agreeing(i, *pair) for pair in zip(row, elected, strict=True)]
+                        silent = against(i, row, elected)
+                        row = [
+                            builder.select(no, zero, value)
+                            for no, value in zip(silent, row, strict=True)
+                        ]
+                    else:
+                        silent = [builder.fcmp_ordered("==", value, zero) for value in row]
                     factor = number(factors, i)
                     sums = [
                         _fma(builder, value, factor, so_far)
                         for value, so_far in zip(row, totals[:TOGETHER], strict=True)
                     ]
                     share = number(shares, i)
-                    for value, so_far in zip(row, totals[TOGETHER:], strict=False):
-                        counts = builder.fcmp_unordered("!=", value, zero)
-                        counted = builder.select(counts, share, zero)
-                        sums.append(builder.fadd(so_far, counted))
+                    for no, so_far in zip(silent, totals[TOGETHER:], strict=False):
+                        sums.append(builder.fadd(so_far, builder.select(no, zero, share)))
                     return sums
 
                 start = [zero] * (2 * TOGETHER if divide else TOGETHER)

@@ -7,6 +7,7 @@ misled, which the counts show, the answer is left open. So the sample decides no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -183,14 +184,15 @@ class Sieve:
             for slot, row in np.argwhere(nth)
         ]
 
-    def locate(self, wanted: Wanted, rows: Pointers, base: Pointers, start: int, stop: int) -> None:
-        """The wanted block is ``start`` to ``stop`` of these rows."""
-        i = wanted.row
-        place = sifting.place(
-            rows.addresses[i], rows.codes[i], *base, start, stop, self.bits[wanted.slot, i],
-            wanted.nth,
-        )  # fmt: skip
-        self.before[wanted.slot, i] = wanted.start + place
+    def locate(
+        self, wanted: Sequence[Wanted], rows: Pointers, base: Pointers, segments: np.ndarray
+    ) -> None:
+        """``segments``: the wanted blocks, of these rows."""
+        slots, which, starts, nths = np.array(wanted, np.int64).T
+        found = np.empty(len(wanted), np.int64)
+        bits = self.bits[slots, which]
+        sifting.place(*rows, *base, segments, which.copy(), bits, nths.copy(), found)
+        self.before[slots, which] = starts + found
 
 
 def sieved(
@@ -210,5 +212,6 @@ def sieved(
     for wanted in sieve.settle():
         start, stop = segments[wanted.slot]
         start += wanted.start
-        sieve.locate(wanted, rows, base, start, min(start + BLOCK, stop))
+        block = np.array([[start, min(start + BLOCK, stop)]])
+        sieve.locate([wanted], rows, base, block)
     return sieve

@@ -238,19 +238,21 @@ def resolve(edges, counts, places, kept, limits, largest, open_, bits, before, b
 
 
 @kernel
-def place(address, code, base_address, base_code, start, stop, value, nth):
-    """The place after the ``nth`` element of a run with these bits, counted from its start."""
-    values = np.empty(stop - start, np.float32)
-    base = np.zeros(stop - start, np.float32)
-    read(code, address, start, values, 0)
-    if base_address.size == 1:
-        read(base_code[0], base_address[0], start, base, 0)
-    subtract(values, base)
-    magnitudes(values, values)
-    bits = values.view(np.int32)
-    for k in range(bits.size):
-        if bits[k] == value:
-            nth -= 1
-            if nth == 0:
-                return k + 1
-    return -1
+def place(addresses, codes, base_address, base_code, segments, which, bits, nths, places):
+    """``places``: after the ``nths`` element of row ``which`` with these bits, in each segment."""
+    for j in range(which.size):
+        start, i, nth = segments[j, 0], which[j], nths[j]
+        n = segments[j, 1] - start
+        values = np.empty(n, np.float32)
+        base = np.zeros(n, np.float32)
+        read(codes[i], addresses[i], start, values, 0)
+        if base_address.size == 1:
+            read(base_code[0], base_address[0], start, base, 0)
+        subtract(values, base)
+        magnitudes(values, values)
+        found = values.view(np.int32)
+        k = 0
+        while k < n and nth > 0:
+            nth -= found[k] == bits[j]
+            k += 1
+        places[j] = k

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -177,8 +177,14 @@ class OnCpu:
             yield Step(sample, blocks)
             yield Step(sift)
         divided = sieve.settle()
-        for wanted in () if quantiles else divided:
-            yield Step(partial(_locate, sieve, wanted), [(wanted.slot, wanted.start)])
+        if divided and not quantiles:
+            left = iter(divided)
+
+            def locate(view: View) -> None:
+                wanted = list(islice(left, len(view.segments)))
+                sieve.locate(wanted, view.rows, _base(view), view.segments)
+
+            yield Step(locate, [(wanted.slot, wanted.start) for wanted in divided])
         return None if sieve.open.any() else (sieve.bits, sieve.before)
 
     def digit_counts(self, view: View, prefix: np.ndarray, shift: int, width: int) -> np.ndarray:
@@ -253,10 +259,6 @@ class OnCpu:
             cpu.column_sums(rows, base, start, stop, table, pointer_to(out), threads=self._threads)
             for (start, stop), table in zip(view.segments.tolist(), factors, strict=True)
         )
-
-
-def _locate(sieve: cpu.Sieve, wanted: Any, view: View) -> None:
-    sieve.locate(wanted, view.rows, _base(view), *view.segments[0])
 
 
 def all_rows(view: View) -> cpu.Pointers:
